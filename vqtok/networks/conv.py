@@ -1,0 +1,197 @@
+"""The convolutional encoder and decoder of VQGAN (Esser et al. 2021, appendix table 7), free of any image size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Normalize(nn.GroupNorm):
+    """GroupNorm with 32 groups and eps 1e-6; the input is made contiguous.
+
+    torch's own kernel for ``channels_last`` on the CPU loses flat images to cancellation.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32, channels, eps=1e-6)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise [B, channels, h, w]."""
+        return super().forward(input.contiguous())
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, 3x3, twice, and the input added (through a 1x1 when the width changes)."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = Normalize(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = Normalize(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, channels, h, w] to [B, out_channels, h, w]."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """One head of self-attention over all positions, and the input added; [B, channels, h, w] in and out."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = Normalize(channels)
+        self.query = nn.Conv2d(channels, channels, 1)
+        self.key = nn.Conv2d(channels, channels, 1)
+        self.value = nn.Conv2d(channels, channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend."""
+        h = self.norm(x)
+        query, key, value = (f(h).flatten(2).transpose(1, 2) for f in (self.query, self.key, self.value))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return x + self.proj(attended.transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Downsample(nn.Module):
+    """Halve height and width: one row and one column of zeros at the bottom and right, then 3x3 with stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, h, w] to [B, C, h / 2, w / 2]."""
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Double height and width: nearest neighbour, then 3x3."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C, h, w] to [B, C, 2h, 2w]."""
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def _level(channels: int, out_channels: int, blocks: int, attention: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in pairwise((channels, *(out_channels,) * blocks)):
+        layers.append(ResidualBlock(before, after))
+        if attention:
+            layers.append(Attention(after))
+    return nn.Sequential(*layers)
+
+
+def _middle(channels: int) -> nn.Sequential:
+    return nn.Sequential(ResidualBlock(channels, channels), Attention(channels), ResidualBlock(channels, channels))
+
+
+class ConvEncoder(nn.Module):
+    """Pixels [B, 3, H, W] to latents [B, dim, H / f, W / f], f = 2^(levels - 1).
+
+    Args:
+        channels: base width; a multiple of 32, as every width here.
+        multipliers: width of each level as a multiple of ``channels``, finest first.
+        residual_blocks: blocks a level.
+        attention_levels: levels (0 = finest) whose blocks are followed by attention. The publishers' configurations
+            give resolutions instead: attention at 16 for images of 256 is level 4.
+        z_channels: width of the bottleneck before the 1x1 convolution to ``dim``.
+        dim: channels of the latents.
+        in_channels: channels of the pixels.
+
+    >>> import torch
+    >>> encoder = ConvEncoder(channels=32, multipliers=(1, 2), residual_blocks=1, attention_levels=(1,),
+    ...                       z_channels=32, dim=8)
+    >>> encoder(torch.zeros(1, 3, 16, 24)).shape
+    torch.Size([1, 8, 8, 12])
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        multipliers: Sequence[int],
+        residual_blocks: int,
+        attention_levels: Sequence[int],
+        z_channels: int,
+        dim: int,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        widths = [channels, *(channels * m for m in multipliers)]
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.levels = nn.ModuleList(
+            _level(before, after, residual_blocks, i in attention_levels)
+            for i, (before, after) in enumerate(pairwise(widths))
+        )
+        self.downsamples = nn.ModuleList(Downsample(width) for width in widths[1:-1])
+        self.middle = _middle(widths[-1])
+        self.norm_out = Normalize(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
+        self.to_latents = nn.Conv2d(z_channels, dim, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode pixels [B, 3, H, W]; H and W are multiples of f."""
+        x = self.conv_in(pixels)
+        for level, downsample in zip(self.levels, (*self.downsamples, nn.Identity()), strict=True):
+            x = downsample(level(x))
+        x = self.middle(x)
+        return self.to_latents(self.conv_out(F.silu(self.norm_out(x))))
+
+
+class ConvDecoder(nn.Module):
+    """Latents [B, dim, h, w] to pixels [B, 3, h * f, w * f], f = 2^(levels - 1).
+
+    Takes the arguments of `ConvEncoder`, levels finest first too; each level has one block more than the encoder's.
+
+    >>> import torch
+    >>> decoder = ConvDecoder(channels=32, multipliers=(1, 2), residual_blocks=1, attention_levels=(1,),
+    ...                       z_channels=32, dim=8)
+    >>> decoder(torch.zeros(1, 8, 8, 12)).shape
+    torch.Size([1, 3, 16, 24])
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        multipliers: Sequence[int],
+        residual_blocks: int,
+        attention_levels: Sequence[int],
+        z_channels: int,
+        dim: int,
+        out_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        widths = [channels * m for m in multipliers]
+        widths.append(widths[-1])
+        self.from_latents = nn.Conv2d(dim, z_channels, 1)
+        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
+        self.middle = _middle(widths[-1])
+        # Level i of the list is the publisher's level i: the finest comes first, and the forward runs from the last.
+        self.levels = nn.ModuleList(
+            _level(before, after, residual_blocks + 1, i in attention_levels)
+            for i, (after, before) in enumerate(pairwise(widths))
+        )
+        self.upsamples = nn.ModuleList(Upsample(width) for width in widths[1:-1])
+        self.norm_out = Normalize(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode latents [B, dim, h, w]."""
+        x = self.middle(self.conv_in(self.from_latents(latents)))
+        upsamples = (nn.Identity(), *self.upsamples)
+        for level, upsample in zip(reversed(self.levels), reversed(upsamples), strict=True):
+            x = upsample(level(x))
+        return self.conv_out(F.silu(self.norm_out(x)))

@@ -1,0 +1,19 @@
+"""Ops on latents and codebooks: one meaning each (reference.py), many backends (table.py), the same answer from all."""
+
+from vqtok.ops.arithmetic import half_squared_norms as half_squared_norms
+from vqtok.ops.arithmetic import normalize_codebook as normalize_codebook
+from vqtok.ops.lookup import nearest_code as nearest_code
+from vqtok.ops.passage import straight_through as straight_through
+from vqtok.ops.registry import explain as explain
+from vqtok.ops.registry import use_backend as use_backend
+from vqtok.ops.statistics import code_statistics as code_statistics
+
+__all__ = [
+    "code_statistics",
+    "explain",
+    "half_squared_norms",
+    "nearest_code",
+    "normalize_codebook",
+    "straight_through",
+    "use_backend",
+]

@@ -1,0 +1,73 @@
+"""What ops ask of their inputs, said once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vqtok.errors import ConfigError, NonFiniteLatents
+
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+"""The dtypes of latents and codebooks."""
+
+
+def check_spaces(latents: Tensor, codebook: Tensor) -> None:
+    """Raise ConfigError unless latents [..., D] and codebook [K, D] are floats of one space on one device."""
+    if codebook.dim() != 2 or codebook.shape[0] == 0 or codebook.shape[1] == 0:
+        raise ConfigError(f"expected a codebook [K, D] with at least one code, got shape {list(codebook.shape)}")
+    if latents.dim() == 0 or latents.shape[-1] != codebook.shape[1]:
+        raise ConfigError(
+            f"expected latents [..., {codebook.shape[1]}] for a codebook {list(codebook.shape)}, got "
+            f"{list(latents.shape)}; the last axis is the space: permute BCHW feature maps with .permute(0, 2, 3, 1)"
+        )
+    for name, tensor in (("latents", latents), ("a codebook", codebook)):
+        if tensor.dtype not in FLOATS:
+            raise ConfigError(f"expected {name} of float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if latents.device != codebook.device:
+        raise ConfigError(
+            f"expected latents and codebook on one device, got {latents.device} and {codebook.device}; "
+            "move one of them with .to(device)"
+        )
+
+
+def check_codes(latents: Tensor, codes: Tensor) -> None:
+    """Raise ConfigError unless codes are int64 [...], one for each of the latents [..., D], on the same device."""
+    if codes.dtype != torch.int64 or codes.shape != latents.shape[:-1] or codes.device != latents.device:
+        raise ConfigError(
+            f"expected codes int64 {list(latents.shape[:-1])} on {latents.device} for latents {list(latents.shape)}, "
+            f"got {codes.dtype} {list(codes.shape)} on {codes.device}"
+        )
+
+
+def check_range(codes: Tensor, vocab_size: int) -> None:
+    """Raise ConfigError for a code outside 0..vocab_size-1; on the CPU alone, elsewhere it would stall the device."""
+    if codes.device.type == "cpu" and codes.numel():
+        least, most = (int(x) for x in codes.aminmax())
+        if least < 0 or most >= vocab_size:
+            raise ConfigError(
+                f"expected codes in 0..{vocab_size - 1}, got {least if least < 0 else most}; "
+                "were they made with another codebook, or is an offset still on them?"
+            )
+
+
+def check_finite_codebook(codebook: Tensor) -> None:
+    """Raise ConfigError for a codebook that holds NaN or infinity; on the CPU alone."""
+    if codebook.device.type == "cpu" and (row := _first_bad(codebook)) >= 0:
+        raise ConfigError(
+            f"expected a finite codebook, but code {row} holds NaN or infinity (in float32); "
+            "did training diverge, or is the checkpoint damaged?"
+        )
+
+
+def finite_rows(latents: Tensor) -> Tensor:
+    """Return latents [..., D] as float32 [N, D]; on the CPU raise NonFiniteLatents for the first row that is not."""
+    rows = latents.reshape(-1, latents.shape[-1]).float()
+    if rows.device.type == "cpu" and (row := _first_bad(rows)) >= 0:
+        raise NonFiniteLatents(row)
+    return rows
+
+
+def _first_bad(rows: Tensor) -> int:
+    """Return the first row of float32 [N, D] that holds NaN or infinity, or -1."""
+    finite = rows.isfinite()
+    return -1 if finite.all() else int((~finite.all(dim=1)).nonzero()[0])

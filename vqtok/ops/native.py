@@ -1,0 +1,171 @@
+"""The C++ library behind ctypes (csrc/cpu), loaded on first use; without it, a reason and never a crash."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vqtok.errors import BackendUnavailable, ConfigError, NonFiniteLatents, ResourceError
+
+LIBRARY = Path(__file__).parent.parent / "_native" / "libvqtok_cpu.so"
+INSTRUCTION_SETS = ("scalar", "avx2", "avx512")
+"""From the plainest up; ``VQTOK_CPU_ISA`` forces one of them."""
+
+_ABI = 1
+_DONE, _NO_MEMORY = -1, -2
+
+
+class _Rows(ctypes.Structure):
+    """Strided rows, as ``VqtokRows`` of csrc/include/vqtok_cpu.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("sizes", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("rank", ctypes.c_int64),
+        ("stride_d", ctypes.c_int64),
+        ("rows", ctypes.c_int64),
+        ("dim", ctypes.c_int64),
+    )
+
+
+def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
+    """Return the lowest code with the largest score for each latent; reads any strided latents where they lie.
+
+    Args:
+        latents: [..., D] on the CPU, any floating dtype; rounded once to float32.
+        codebook: float32 [K, D], contiguous.
+        half_norms: float32 [K], contiguous.
+
+    Returns:
+        int64 [...].
+
+    Raises:
+        NonFiniteLatents: a row holds NaN or infinity.
+    """
+    library, instruction_set = _library(), _instruction_set()
+    values = latents.float()
+    codes = torch.empty(latents.shape[:-1], dtype=torch.int64)
+    outcome = library.vqtok_nearest_code(
+        ctypes.byref(_rows(values)),
+        codebook.data_ptr(),
+        half_norms.data_ptr(),
+        codebook.shape[0],
+        codes.data_ptr(),
+        torch.get_num_threads(),
+        instruction_set,
+    )
+    if outcome >= 0:
+        raise NonFiniteLatents(outcome)
+    _check(outcome)
+    return codes
+
+
+def code_statistics(latents: Tensor, codes: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Return counts int64 [K] and sums float32 [K, D], added in float64 in row order and rounded once.
+
+    Args:
+        latents: [..., D] on the CPU, at most float32.
+        codes: int64 [...], each in 0..vocab_size-1.
+        vocab_size: K.
+    """
+    values, codes = latents.float(), codes.contiguous()
+    counts = torch.empty(vocab_size, dtype=torch.int64)
+    sums = torch.empty(vocab_size, latents.shape[-1])
+    outcome = _library().vqtok_code_statistics(
+        ctypes.byref(_rows(values)),
+        codes.data_ptr(),
+        vocab_size,
+        counts.data_ptr(),
+        sums.data_ptr(),
+        torch.get_num_threads(),
+    )
+    _check(outcome)
+    return counts, sums
+
+
+def reason_against() -> str:
+    """Return why the library cannot be used here, or ""."""
+    try:
+        _library()
+        _instruction_set()
+    except BackendUnavailable as error:
+        return str(error)
+    return ""
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Return those of `INSTRUCTION_SETS` that this build and this processor have; none without the library."""
+    try:
+        library = _library()
+    except BackendUnavailable:
+        return ()
+    return tuple(name for i, name in enumerate(INSTRUCTION_SETS) if library.vqtok_cpu_has(i))
+
+
+def _library() -> ctypes.CDLL:
+    """Return the loaded library, or raise BackendUnavailable with the reason."""
+    if not LIBRARY.exists():
+        raise BackendUnavailable(
+            f"needs {LIBRARY.name}, which was not built; install a C++17 compiler and reinstall vqtok"
+        )
+    try:
+        return _loaded(str(LIBRARY))
+    except OSError as error:
+        raise BackendUnavailable(f"needs {LIBRARY.name}, which cannot be loaded: {error}") from error
+
+
+@cache
+def _loaded(path: str) -> ctypes.CDLL:
+    library = ctypes.CDLL(path)
+    library.vqtok_cpu_abi.restype = ctypes.c_int32
+    if (abi := library.vqtok_cpu_abi()) != _ABI:
+        raise BackendUnavailable(f"needs {LIBRARY.name} with ABI {_ABI}, found {abi}; reinstall vqtok")
+    pointer, size, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    library.vqtok_cpu_has.argtypes = (small,)
+    library.vqtok_cpu_has.restype = small
+    library.vqtok_nearest_code.argtypes = (pointer, pointer, pointer, size, pointer, small, small)
+    library.vqtok_nearest_code.restype = size
+    library.vqtok_code_statistics.argtypes = (pointer, pointer, size, pointer, pointer, small)
+    library.vqtok_code_statistics.restype = size
+    return library
+
+
+def _instruction_set() -> int:
+    """Return the number of the forced instruction set, or of the best one."""
+    running = instruction_sets()
+    name = os.environ.get("VQTOK_CPU_ISA", "")
+    if not name:
+        return INSTRUCTION_SETS.index(running[-1])
+    if name not in INSTRUCTION_SETS:
+        raise ConfigError(f"expected VQTOK_CPU_ISA to be one of {', '.join(INSTRUCTION_SETS)}, got {name!r}")
+    if name not in running:
+        raise BackendUnavailable(f"is held to VQTOK_CPU_ISA={name}, which this processor lacks")
+    return INSTRUCTION_SETS.index(name)
+
+
+def _rows(values: Tensor) -> _Rows:
+    """Describe float32 [..., D]; leading dimensions that lie in one stride are merged, so most inputs have rank 1."""
+    sizes: list[int] = []
+    strides: list[int] = []
+    for size, stride in zip(reversed(values.shape[:-1]), reversed(values.stride()[:-1]), strict=True):
+        if sizes and stride == sizes[0] * strides[0]:
+            sizes[0] *= size
+        elif size != 1:
+            sizes.insert(0, size)
+            strides.insert(0, stride)
+    axes = ctypes.c_int64 * len(sizes)
+    rows, dim = values.shape[:-1].numel(), values.shape[-1]
+    return _Rows(values.data_ptr(), axes(*sizes), axes(*strides), len(sizes), values.stride(-1), rows, dim)
+
+
+def _check(outcome: int) -> None:
+    if outcome == _NO_MEMORY:
+        raise ResourceError("expected memory for one packed copy of the codebook, but the system has none left")
+    if outcome != _DONE:
+        raise ResourceError(f"expected {LIBRARY.name} to finish, but it returned {outcome}: this is a bug")

@@ -1,0 +1,68 @@
+"""What every quantizer is: vectors in, codes and codebook vectors out. The last axis is the space."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from typing import Literal, TypeAlias, get_args
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqtok import ops
+from vqtok.errors import ConfigError
+from vqtok.types import Quantized
+
+Metric: TypeAlias = Literal["l2", "cosine"]
+
+
+class Quantizer(nn.Module, ABC):
+    """Abstract quantizer over vectors [..., dim].
+
+    In eval mode ``forward(x).vectors == decode(encode(x))`` bit for bit, nothing changes and nothing is random.
+
+    Attributes:
+        dim: length of a vector.
+        vocab_size: number of codes; ``encode`` gives 0..vocab_size-1.
+        training_state: names of the buffers that only training reads; model folders leave them out.
+    """
+
+    dim: int
+    vocab_size: int
+    training_state: tuple[str, ...] = ()
+
+    @abstractmethod
+    def encode(self, latents: Tensor) -> Tensor:
+        """Return the codes int64 [...] of latents [..., dim]."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the vectors [..., dim] of codes int64 [...]."""
+
+    @abstractmethod
+    def forward(self, latents: Tensor) -> Quantized:
+        """Quantize latents [..., dim] with gradients and losses; in training mode a codebook may learn from them."""
+
+
+def effective_codebook(codebook: Tensor, metric: Metric) -> Tensor:
+    """Return the rows [K, D] that are compared and handed out: unit vectors when the metric is cosine."""
+    return ops.normalize_codebook(codebook) if metric == "cosine" else codebook
+
+
+def effective_latents(latents: Tensor, metric: Metric) -> Tensor:
+    """Return the latents [..., D] that losses compare with codebook rows: unit vectors when the metric is cosine."""
+    return F.normalize(latents, dim=-1) if metric == "cosine" else latents
+
+
+def check_metric(metric: Metric) -> Metric:
+    """Refuse a metric that quantizers do not have."""
+    if metric not in get_args(Metric):
+        raise ConfigError(f"expected metric to be one of {', '.join(get_args(Metric))}, got {metric!r}")
+    return metric
+
+
+def check_space(dim: int, vocab_size: int) -> None:
+    """Refuse sizes that no codebook can have."""
+    for name, value in (("dim", dim), ("vocab_size", vocab_size)):
+        if value < 1:
+            raise ConfigError(f"expected {name} >= 1, got {value}")

@@ -1,0 +1,54 @@
+"""Vector quantization with a codebook that learns by gradient (van den Oord et al. 2017, equations 1 to 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vqtok import ops
+from vqtok.quantizers.base import (
+    Metric,
+    Quantizer,
+    check_metric,
+    check_space,
+    effective_codebook,
+    effective_latents,
+)
+from vqtok.types import Quantized
+
+
+class VectorQuantizer(Quantizer):
+    """Nearest codebook row, straight-through gradient, codebook and commitment losses.
+
+    Args:
+        dim: length D of a vector.
+        vocab_size: number of codes K.
+        metric: ``"l2"`` as in the paper, or ``"cosine"``: latents and codebook are normalised
+            (ViT-VQGAN, Yu et al. 2021, section 3.2).
+
+    >>> import torch
+    >>> vq = VectorQuantizer(dim=2, vocab_size=4)
+    >>> out = vq(torch.zeros(3, 5, 2))
+    >>> out.codes.shape, sorted(out.losses)
+    (torch.Size([3, 5]), ['codebook', 'commitment'])
+    """
+
+    def __init__(self, dim: int, vocab_size: int, metric: Metric = "l2") -> None:
+        super().__init__()
+        check_space(dim, vocab_size)
+        self.dim, self.vocab_size, self.metric = dim, vocab_size, check_metric(metric)
+        self.codebook = nn.Parameter(torch.empty(vocab_size, dim).uniform_(-1 / vocab_size, 1 / vocab_size))
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Return codes int64 [...] of latents [..., D]."""
+        return ops.nearest_code(latents, self.codebook, metric=self.metric)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return codebook rows [..., D]; unit vectors when the metric is cosine."""
+        return effective_codebook(self.codebook, self.metric)[codes]
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """Quantize latents [..., D]; losses ``codebook`` (eq. 3, second term) and ``commitment`` (third, without beta)."""
+        codes = self.encode(latents)
+        codebook = effective_codebook(self.codebook, self.metric)
+        return ops.straight_through(effective_latents(latents, self.metric), codebook, codes)

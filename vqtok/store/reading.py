@@ -1,0 +1,52 @@
+"""Regular files into memory; what the operating system says against it becomes an InputError."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+
+from vqtok.errors import InputError, IntegrityError
+
+
+@contextmanager
+def open_regular(path: str | os.PathLike[str], what: str) -> Iterator[BinaryIO]:
+    """Open a regular file unbuffered; raise InputError when it is missing, unreadable, a folder, pipe or device.
+
+    Args:
+        path: the file; symbolic links are followed.
+        what: what it should be, for messages: "a token file".
+    """
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise InputError(f"expected the path of {what}, got {text!r}")
+    try:
+        # Asked before opening, because opening a pipe waits for its writer.
+        if not stat.S_ISREG(os.stat(text).st_mode):
+            raise InputError(f"expected {what} at {text!r}, but a folder, pipe or device is there: give a regular file")
+        with open(text, "rb", buffering=0) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise InputError(f"expected {what} at {text!r}, but nothing is there: check the path") from error
+    except OSError as error:
+        raise InputError(f"cannot read {what} at {text!r}: {error.strerror or error}: check its permissions") from error
+
+
+def size_of(file: BinaryIO) -> int:
+    """Return the size of an open file in bytes."""
+    return os.fstat(file.fileno()).st_size
+
+
+def read_exactly(file: BinaryIO, size: int) -> memoryview:
+    """Read the next ``size`` bytes, writable; raise IntegrityError when the file ends before."""
+    view, got = np.empty(size, np.uint8).data, 0  # unlike a bytearray, not filled with zeros first
+    while got < size:
+        count = file.readinto(view[got:])  # type: ignore[attr-defined]
+        if not count:
+            raise IntegrityError(f"expected {size} bytes, but the file ended after {got}: it was cut while being read")
+        got += count
+    return view

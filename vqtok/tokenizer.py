@@ -1,0 +1,317 @@
+"""Tokenizer = encoder + quantizer + decoder + PreprocessSpec: images to tokens and back."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import platform
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import PIL
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from vqtok import images, store
+from vqtok.architecture import FORMAT, ModelCard
+from vqtok.errors import ConfigError, MismatchError
+from vqtok.images import PreprocessSpec
+from vqtok.quantizers import Quantizer
+from vqtok.types import Reconstruction, TokenGrid, Tokens
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+WeightDtype: TypeAlias = Literal["float32", "float16"]
+STORED: dict[WeightDtype, store.StoredDtype] = {"float32": "F32", "float16": "F16"}
+
+# Pixels that go through a network at once. The number of images this makes depends on their size and the device only,
+# and the last batch is filled up with zeros: so tokens cannot depend on batch size, order or neighbours.
+MICRO_BATCH_PIXELS = {"cpu": 256 * 256, "cuda": 8 * 1024 * 1024}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedImage:
+    """One row of `Tokens`: ids int64 [h, w] or [h, w, Q], and the true (height, width)."""
+
+    key: str
+    ids: npt.NDArray[np.int64]
+    size: tuple[int, int]
+
+
+class Tokenizer(nn.Module):
+    """A grid tokenizer: every image of H x W pixels gives H / f x W / f codes.
+
+    Args:
+        encoder: pixels [B, 3, H, W] to latents [B, D, h, w].
+        quantizer: vectors [..., D] to codes and back.
+        decoder: latents [B, D, h, w] to pixels [B, 3, H, W].
+        preprocess: how images become pixels; its ``multiple`` is f.
+
+    Attributes:
+        precision: ``"float32"``, or ``"bfloat16"``: the networks run under autocast, faster and with other codes near
+            ties. Recorded in every token file.
+        card: architecture, provenance and licence, for models that were built or loaded; `save` needs it.
+
+    >>> import vqtok
+    >>> tokenizer = vqtok.build("vqvae-cifar")
+    >>> tokenizer.encode(torch.zeros(2, 3, 32, 48)).ids.shape
+    torch.Size([2, 8, 12])
+    """
+
+    def __init__(self, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module, preprocess: PreprocessSpec) -> None:
+        super().__init__()
+        self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
+        self.spec = preprocess
+        self.precision: Precision = "float32"
+        self.card: ModelCard | None = None
+        self._fingerprint = ("", "")
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of codes."""
+        return self.quantizer.vocab_size
+
+    @property
+    def factor(self) -> int:
+        """Pixels a token, each way."""
+        return self.spec.multiple
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    # Tensors ---------------------------------------------------------------------------------------------------------
+
+    def forward(self, pixels: Tensor) -> Reconstruction:
+        """Encode, quantize and decode pixels [B, 3, H, W] with gradients, for training."""
+        quantized = self.quantizer(self.latents(pixels))
+        return Reconstruction(self.decode_vectors(quantized.vectors), quantized)
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """Return what the quantizer sees of pixels [B, 3, H, W] in the model's range: float32 [B, h, w, D]."""
+        self._check_pixels(pixels)
+        with self._autocast():
+            latents = self.encoder(pixels)
+        return latents.float().permute(0, 2, 3, 1)
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> TokenGrid:
+        """Return the codes of pixels float [B, 3, H, W] in the model's own range.
+
+        Raises:
+            ConfigError: another shape, or H or W is no multiple of ``factor``.
+            NonFiniteLatents: the encoder gave NaN or infinity.
+        """
+        self._check_pixels(pixels)
+        height, width = pixels.shape[2:]
+        ids = self._in_micro_batches(lambda x: self.quantizer.encode(self.latents(x)), pixels.float(), height * width)
+        return TokenGrid(ids, self.vocab_size)
+
+    @torch.inference_mode()
+    def decode(self, tokens: TokenGrid) -> Tensor:
+        """Return pixels float32 [B, 3, H, W] in the model's own range."""
+        if tokens.vocab_size != self.vocab_size:
+            raise MismatchError(f"expected tokens of a vocabulary of {self.vocab_size}, got {tokens.vocab_size}")
+        if tokens.ids.ndim < 3 or (tokens.ids.numel() and not 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < self.vocab_size):
+            raise ConfigError(f"expected ids [B, h, w] in 0..{self.vocab_size - 1}, got {list(tokens.ids.shape)} or ids outside")
+        height, width = tokens.ids.shape[1:3]
+        decode = lambda ids: self.decode_vectors(self.quantizer.decode(ids))  # noqa: E731
+        return self._in_micro_batches(decode, tokens.ids.to(self.device), height * width * self.factor**2)
+
+    def decode_vectors(self, vectors: Tensor) -> Tensor:
+        """Return pixels float32 [B, 3, H, W] of codebook vectors [B, h, w, D]; the counterpart of `latents`."""
+        with self._autocast():
+            pixels = self.decoder(vectors.permute(0, 3, 1, 2).contiguous())
+        return pixels.float()
+
+    def _autocast(self) -> Any:
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _in_micro_batches(self, function: Callable[[Tensor], Tensor], batch: Tensor, pixels_each: int) -> Tensor:
+        """Apply function to slices of one fixed length, the last filled up with zeros."""
+        length = self.micro_batch(pixels_each)
+        parts = []
+        for part in batch.split(length):
+            filled = torch.cat([part, part.new_zeros(length - len(part), *part.shape[1:])]) if len(part) < length else part
+            parts.append(function(filled.to(self.device))[: len(part)])
+        return torch.cat(parts) if parts else function(batch.new_zeros(length, *batch.shape[1:]).to(self.device))[:0]
+
+    def micro_batch(self, pixels_each: int) -> int:
+        """Return how many images of that many pixels go through the networks at once on this device."""
+        return max(1, MICRO_BATCH_PIXELS.get(self.device.type, MICRO_BATCH_PIXELS["cuda"]) // max(1, pixels_each))
+
+    def _check_pixels(self, pixels: Tensor) -> None:
+        f = self.factor
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
+            raise ConfigError(f"expected float pixels [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
+        if pixels.shape[2] % f or pixels.shape[3] % f or 0 in pixels.shape[2:]:
+            raise ConfigError(
+                f"expected height and width to be multiples of {f}, got {pixels.shape[2]} x {pixels.shape[3]}: "
+                "pad them (tokenize and preprocess do)"
+            )
+
+    # Images ----------------------------------------------------------------------------------------------------------
+
+    def preprocess(self, image: images.Source) -> Tensor:
+        """Return pixels float32 [1, 3, H, W] of one image, resized or padded as the spec says, for `encode`."""
+        array = images.to_rgb(image, self.spec)
+        return torch.from_numpy(images.to_pixels(array, self.spec))[None]
+
+    def tokenize(self, sources: images.Source | Iterable[images.Source]) -> Tokens:
+        """Return the tokens of one image or of several.
+
+        Args:
+            sources: path, bytes, PIL image or uint8 array [H, W, 3], or an iterable of them; sizes may differ.
+
+        Raises:
+            ImageError: an image was refused; the message names it.
+        """
+        single = isinstance(sources, str | os.PathLike | bytes | Image.Image | np.ndarray)
+        listed = [sources] if single else list(sources)
+        keys = unique_keys(source_key(source, i) for i, source in enumerate(listed))
+        arrays = ((key, images.to_rgb(source, self.spec, name=key)) for key, source in zip(keys, listed, strict=True))
+        return self.collect(self.stream(arrays), keys)
+
+    def stream(self, arrays: Iterable[tuple[str, images.RGB]]) -> Iterator[TokenizedImage]:
+        """Tokenize named uint8 arrays [H, W, 3] as they come; equal sizes share micro-batches, so order may change.
+
+        Memory holds at most one micro-batch of each size that has come up.
+        """
+        waiting: dict[tuple[int, int], list[tuple[str, images.RGB]]] = defaultdict(list)
+        for key, array in arrays:
+            shape = images.padded_size(array.shape[:2], self.spec)
+            waiting[shape].append((key, array))
+            if len(waiting[shape]) == self.micro_batch(math.prod(shape)):
+                yield from self._tokenize_equal(waiting.pop(shape))
+        for rows in waiting.values():
+            yield from self._tokenize_equal(rows)
+
+    def _tokenize_equal(self, rows: list[tuple[str, images.RGB]]) -> Iterator[TokenizedImage]:
+        pixels = torch.from_numpy(np.stack([images.to_pixels(array, self.spec) for _, array in rows]))
+        grids = self.encode(pixels).ids.cpu().numpy()
+        for (key, array), ids in zip(rows, grids, strict=True):
+            yield TokenizedImage(key, ids, array.shape[:2])
+
+    def collect(self, rows: Iterable[TokenizedImage], keys: Iterable[str]) -> Tokens:
+        """Put streamed rows together, in the order of keys; keys without a row are left out."""
+        by_key = {row.key: row for row in rows}
+        ordered = [by_key[key] for key in keys if key in by_key]
+        grids = [(row.ids.shape[2] if row.ids.ndim == 3 else 1, *row.ids.shape[:2]) for row in ordered]
+        return Tokens(
+            ids=np.concatenate([row.ids.reshape(-1) for row in ordered]) if ordered else np.zeros(0, np.int64),
+            offsets=np.cumsum([0, *(row.ids.size for row in ordered)], dtype=np.int64),
+            grids=np.array(grids, np.int64).reshape(-1, 3),
+            sizes=np.array([row.size for row in ordered], np.int64).reshape(-1, 2),
+            vocab_size=self.vocab_size,
+            keys=tuple(row.key for row in ordered),
+            fingerprint=self.fingerprint,
+        )
+
+    def detokenize(self, tokens: Tokens) -> list[Image.Image]:
+        """Return the images of tokens, each in its true size.
+
+        Raises:
+            MismatchError: the tokens are another model's.
+        """
+        return [Image.fromarray(array) for array in self.detokenize_arrays(tokens)]
+
+    def detokenize_arrays(self, tokens: Tokens) -> Iterator[images.RGB]:
+        """Yield the images of tokens in order as uint8 arrays [H, W, 3]; neighbours of one grid share micro-batches."""
+        self.check_tokens(tokens)
+        start = 0
+        while start < len(tokens):
+            _, h, w = (int(x) for x in tokens.grids[start])
+            length = self.micro_batch(h * w * self.factor**2)
+            equal = (tokens.grids[start : start + length] == tokens.grids[start]).all(axis=1)
+            stop = start + (len(equal) if equal.all() else int(equal.argmin()))
+            rows = tokens[start:stop]
+            pixels = self.decode(TokenGrid(torch.from_numpy(np.asarray(rows)), tokens.vocab_size)).cpu().numpy()
+            for image, (height, width) in zip(pixels, rows.sizes.tolist(), strict=True):
+                yield images.from_pixels(image, self.spec, (height, width))
+            start = stop
+
+    def check_tokens(self, tokens: Tokens) -> None:
+        """Raise MismatchError unless the tokens are this model's; tokens without a fingerprint are believed."""
+        if tokens.vocab_size != self.vocab_size or tokens.fingerprint not in ("", self.fingerprint):
+            raise MismatchError(
+                f"expected tokens of model {self.fingerprint[:12]} (vocabulary {self.vocab_size}), got tokens of model "
+                f"{tokens.fingerprint[:12] or 'unknown'} (vocabulary {tokens.vocab_size}): load the model that made them"
+            )
+
+    # Identity --------------------------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over the architecture and every tensor that inference uses; computed anew when a weight changed."""
+        tensors = self.inference_tensors()
+        state = repr([(name, x.data_ptr(), x._version) for name, x in tensors.items()])
+        if self._fingerprint[0] != state:
+            arrays = {name: x.detach().cpu().numpy() for name, x in tensors.items()}
+            described = self.card.architecture.model_dump(mode="json") if self.card else {"modules": repr(self)}
+            self._fingerprint = (state, store.model_fingerprint(described, arrays))
+        return self._fingerprint[1]
+
+    def inference_tensors(self) -> dict[str, Tensor]:
+        """Return parameters and buffers by name, without what only training reads."""
+        training = {f"quantizer.{name}" for name in self.quantizer.training_state}
+        return {name: x for name, x in self.state_dict().items() if name not in training}
+
+    def execution_record(self) -> dict[str, str]:
+        """Return what the bits of the tokens depend on beside model and images."""
+        return {
+            "vqtok": version("vqtok"),
+            "torch": torch.__version__,
+            "pillow": PIL.__version__,
+            "device": str(self.device.type),
+            "machine": platform.machine(),
+            "precision": self.precision,
+            "micro_batch_pixels": str(MICRO_BATCH_PIXELS.get(self.device.type, MICRO_BATCH_PIXELS["cuda"])),
+        }
+
+    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, dtype: WeightDtype = "float32") -> None:
+        """Write a model folder: ``config.json`` and ``model.safetensors``, atomically.
+
+        Args:
+            folder: must not exist yet, unless overwrite.
+            overwrite: replace an older model folder.
+            dtype: ``"float16"`` halves the file; values that it rounds make another model (and fingerprint).
+
+        Raises:
+            ConfigError: the tokenizer was put together by hand, so no configuration describes it.
+            OutputError: the folder exists or cannot be written.
+        """
+        if self.card is None:
+            raise ConfigError("expected a tokenizer from vqtok.build or vqtok.load to save, got one put together by hand")
+        tensors = {name: x.detach().cpu().numpy() for name, x in self.inference_tensors().items()}
+        config = {"format": FORMAT, **self.card.model_dump(mode="json")}
+        store.write_model(folder, config, tensors, dtype=STORED[dtype], overwrite=overwrite)
+
+
+def source_key(source: images.Source, index: int) -> str:
+    """Return what an image is called in a token file: its path as given, or its number in the call."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else str(index)
+
+
+def unique_keys(keys: Iterable[str]) -> tuple[str, ...]:
+    """Return keys, with ``#2``, ``#3``, ... appended where one comes again.
+
+    >>> unique_keys(["a", "b", "a"])
+    ('a', 'b', 'a#2')
+    """
+    seen: set[str] = set()
+    unique = []
+    for key in keys:
+        candidates = (key if n == 1 else f"{key}#{n}" for n in itertools.count(1))
+        unique.append(next(candidate for candidate in candidates if candidate not in seen))
+        seen.add(unique[-1])
+    return tuple(unique)

@@ -1,0 +1,160 @@
+"""The nouns: what quantizers, tokenizers and token files hand to each other.
+
+Tensor level (torch): `Quantized`, `Reconstruction`, `TokenGrid`, `TokenRuns`.
+File level (numpy, so that reading a token file needs no torch): `Tokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, SupportsIndex
+
+import numpy as np
+import numpy.typing as npt
+
+from vqtok.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """What a quantizer makes of latents.
+
+    Attributes:
+        vectors: float [..., D], rows of the codebook, bit for bit; gradients pass straight through to the latents.
+        codes: int64 [...] or [..., Q], each in 0..vocab_size-1.
+        losses: unweighted scalars by name (``codebook``, ``commitment``, ...); weights belong to the training config.
+    """
+
+    vectors: Tensor
+    codes: Tensor
+    losses: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reconstruction:
+    """A batch after the way through encoder, quantizer and decoder.
+
+    Attributes:
+        pixels: float [B, 3, H, W] in the model's own range.
+        quantized: the `Quantized` latents, vectors [B, h, w, D].
+    """
+
+    pixels: Tensor
+    quantized: Quantized
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenGrid:
+    """Tokens of a batch of equally sized images.
+
+    Attributes:
+        ids: int64 [B, h, w], or [B, h, w, Q] with Q codes a position; raw codes, never offset.
+        vocab_size: number of codes; every id is below it.
+    """
+
+    ids: Tensor
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenRuns:
+    """Tokens of a batch from a dynamic tokenizer: as many for an image as it needs.
+
+    Attributes:
+        ids: int64 [T], the images' runs one after the other.
+        lengths: int64 [B], tokens of each image; they sum to T.
+        vocab_size: number of codes.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Tokens of n images of any sizes: what people hold, save and load; the mirror of a ``.vqt`` file.
+
+    Attributes:
+        ids: int64 [T], raw codes of all images, one image after the other, rows from the top, Q innermost.
+        offsets: int64 [n + 1]; image i owns ``ids[offsets[i]:offsets[i + 1]]``.
+        grids: int64 [n, 3], (Q, h, w) of each image.
+        sizes: int64 [n, 2], true (height, width) of each image in pixels, before any padding.
+        vocab_size: number of codes.
+        keys: n names, one an image.
+        fingerprint: sha256 of the model that made the tokens, or "" when it is unknown.
+
+    >>> import numpy as np
+    >>> tokens = Tokens(np.arange(6), np.array([0, 4, 6]), np.array([[1, 2, 2], [1, 1, 2]]),
+    ...                 np.array([[16, 16], [8, 16]]), vocab_size=8, keys=("a", "b"), fingerprint="")
+    >>> len(tokens), tokens.sequences(offset=100)[1].tolist()
+    (2, [104, 105])
+    """
+
+    ids: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    grids: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    vocab_size: int
+    keys: tuple[str, ...]
+    fingerprint: str
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that contradict each other."""
+        n = len(self.keys)
+        shapes = {
+            "offsets": (self.offsets.shape, (n + 1,)),
+            "grids": (self.grids.shape, (n, 3)),
+            "sizes": (self.sizes.shape, (n, 2)),
+            "ids": (self.ids.shape, (int(self.offsets[-1]) if self.offsets.size else 0,)),
+        }
+        for name, (came, expected) in shapes.items():
+            if came != expected:
+                raise ConfigError(f"expected Tokens.{name} of shape {expected} for {n} keys, got {came}")
+        if self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
+            raise ConfigError("expected Tokens.offsets to start at 0 and never fall")
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.keys)
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Tokens:
+        """Return the tokens of one image or of a slice of images, as `Tokens` again."""
+        if not isinstance(index, slice):
+            i = range(len(self))[index]
+            index = slice(i, i + 1)
+        rows = range(len(self))[index]
+        spans = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in rows]
+        return Tokens(
+            ids=np.concatenate(spans) if spans else self.ids[:0],
+            offsets=np.cumsum([0, *map(len, spans)], dtype=np.int64),
+            grids=self.grids[index],
+            sizes=self.sizes[index],
+            vocab_size=self.vocab_size,
+            keys=self.keys[index],
+            fingerprint=self.fingerprint,
+        )
+
+    def __iter__(self) -> Iterator[Tokens]:
+        """Yield the images' tokens one by one."""
+        return (self[i] for i in range(len(self)))
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[np.int64]:
+        """Return ids as [n, h, w], or [n, h, w, Q]; all grids must be equal."""
+        if len(self) == 0:
+            return np.zeros((0, 0, 0), dtype or np.int64)
+        if (self.grids != self.grids[0]).any() or self.grids[0].prod() * len(self) != self.ids.size:
+            raise ConfigError(
+                "expected images of one grid size to make one array, got several: use .sequences() for ragged ids"
+            )
+        codebooks, height, width = (int(x) for x in self.grids[0])
+        shape = (len(self), height, width) + ((codebooks,) if codebooks > 1 else ())
+        return np.array(self.ids.reshape(shape), dtype=dtype or np.int64, copy=copy)
+
+    def sequences(self, offset: int = 0) -> list[npt.NDArray[np.int64]]:
+        """Return each image's ids as one int64 [T_i] sequence, ``offset`` added, as a language model takes them."""
+        return [self.ids[a:b] + offset for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
