@@ -215,6 +215,7 @@ class Tokenizer(nn.Module):
             vocab_size=self.vocab_size,
             keys=tuple(row.key for row in ordered),
             fingerprint=self.fingerprint,
+            record=self.record(),
         )
 
     def detokenize(self, tokens: Tokens) -> list[Image.Image]:
@@ -266,16 +267,23 @@ class Tokenizer(nn.Module):
         training = {f"quantizer.{name}" for name in self.quantizer.training_state}
         return {name: x for name, x in self.state_dict().items() if name not in training}
 
-    def execution_record(self) -> dict[str, str]:
-        """Return what the bits of the tokens depend on beside model and images."""
+    def record(self) -> dict[str, object]:
+        """Return what a token file says of its origin: fingerprints, and all that bits depend on beside model and image."""
+        codebook = self.quantizer.decode(torch.arange(self.vocab_size, device=self.device)).detach().cpu().numpy()
         return {
-            "vqtok": version("vqtok"),
-            "torch": torch.__version__,
-            "pillow": PIL.__version__,
-            "device": str(self.device.type),
-            "machine": platform.machine(),
-            "precision": self.precision,
-            "micro_batch_pixels": str(MICRO_BATCH_PIXELS.get(self.device.type, MICRO_BATCH_PIXELS["cuda"])),
+            "fingerprints": {
+                "codebook": store.codebook_fingerprint(codebook, "l2"),
+                "preprocess": store.mapping_fingerprint(self.spec.model_dump(mode="json")),
+            },
+            "execution": {
+                "torch": torch.__version__,
+                "pillow": PIL.__version__,
+                "device": self.device.type,
+                "machine": platform.machine(),
+                "precision": self.precision,
+                "micro_batch_pixels": MICRO_BATCH_PIXELS.get(self.device.type, MICRO_BATCH_PIXELS["cuda"]),
+            },
+            "created_by": f"vqtok {version('vqtok')}",
         }
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, dtype: WeightDtype = "float32") -> None:

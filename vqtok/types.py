@@ -7,7 +7,7 @@ File level (numpy, so that reading a token file needs no torch): `Tokens`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
@@ -87,6 +87,7 @@ class Tokens:
         vocab_size: number of codes.
         keys: n names, one an image.
         fingerprint: sha256 of the model that made the tokens, or "" when it is unknown.
+        record: how they were made, for the token file: ``fingerprints``, ``execution``, ``created_by``; may be empty.
 
     >>> import numpy as np
     >>> tokens = Tokens(np.arange(6), np.array([0, 4, 6]), np.array([[1, 2, 2], [1, 1, 2]]),
@@ -102,6 +103,7 @@ class Tokens:
     vocab_size: int
     keys: tuple[str, ...]
     fingerprint: str
+    record: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse arrays that contradict each other."""
@@ -137,6 +139,7 @@ class Tokens:
             vocab_size=self.vocab_size,
             keys=self.keys[index],
             fingerprint=self.fingerprint,
+            record=self.record,
         )
 
     def __iter__(self) -> Iterator[Tokens]:
@@ -153,7 +156,8 @@ class Tokens:
             )
         codebooks, height, width = (int(x) for x in self.grids[0])
         shape = (len(self), height, width) + ((codebooks,) if codebooks > 1 else ())
-        return np.array(self.ids.reshape(shape), dtype=dtype or np.int64, copy=copy)
+        array = self.ids.reshape(shape).astype(dtype or np.int64, copy=False)
+        return array.copy() if copy else array
 
     def sequences(self, offset: int = 0) -> list[npt.NDArray[np.int64]]:
         """Return each image's ids as one int64 [T_i] sequence, ``offset`` added, as a language model takes them."""

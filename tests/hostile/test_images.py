@@ -1,4 +1,4 @@
-"""Hostile images: pixels that are known to be right, or an ImageError of a known kind; quickly, quietly, in bounded memory."""
+"""Hostile images: the right pixels, or an ImageError of a known kind; quickly, quietly, in bounded memory."""
 
 import os
 import re
@@ -55,9 +55,9 @@ def check(case: Case, source) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_hostile_bytes(case, capfd, recwarn):
-    start = time.perf_counter()
+    start = time.process_time()
     check(case, case.data)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
 
@@ -75,25 +75,27 @@ def test_the_list_of_kinds_is_covered():
     assert {kind for case in CASES for kind in case.kinds} <= KINDS
 
 
+def outcome(data: bytes, whole: np.ndarray) -> str:
+    try:
+        return "same" if np.array_equal(decode(data), whole) else "other pixels"
+    except ImageError as error:
+        return error.kind
+
+
 def test_every_cut_of_a_file_is_an_error_or_changes_nothing():
     for format in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
         data = save(picture(9, 11), format)
         whole = decode(data)
         for cut in range(len(data)):
-            try:
-                assert np.array_equal(decode(data[:cut]), whole)
-            except ImageError as error:
-                assert error.kind in ("empty", "format", "truncated", "corrupt")
+            assert outcome(data[:cut], whole) in ("same", "empty", "format", "truncated", "corrupt")
 
 
 def test_every_flipped_byte_of_a_png_is_an_error_or_changes_nothing():
     data = save(picture(9, 11), "PNG")
     whole = decode(data)
     for at in range(len(data)):
-        try:
-            assert np.array_equal(decode(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]), whole)
-        except ImageError as error:
-            assert error.kind in ("format", "truncated", "corrupt")
+        flipped = data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
+        assert outcome(flipped, whole) in ("same", "format", "truncated", "corrupt")
 
 
 @pytest.fixture
@@ -189,7 +191,12 @@ def test_limits_are_asked_before_the_work(good, monkeypatch):
 
 def test_what_a_decoder_throws_becomes_an_image_error(monkeypatch):
     data = save(picture(), "PNG")
-    thrown = {MemoryError(): "memory", RecursionError("deep"): "decode", ZeroDivisionError(): "decode", OSError("x"): "corrupt"}
+    thrown = {
+        MemoryError(): "memory",
+        RecursionError("deep"): "decode",
+        ZeroDivisionError(): "decode",
+        OSError("x"): "corrupt",
+    }
     for error, kind in thrown.items():
 
         def fail(self, error=error):

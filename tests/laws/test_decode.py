@@ -6,6 +6,7 @@ import sys
 import threading
 import warnings
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_16_bit_key_colour_is_compared_before_scaling():
     assert decode(data, depth16="scale").tolist() == [[[255, 255, 255], [4, 8, 12]]]
 
 
-def test_interlaced_16_bit_png_is_turned_and_scaled():
+def test_16_bit_png_is_turned_by_exif_behind_its_pixels():
     exif = Image.Exif()
     exif[0x0112] = 6
     array = (picture(5, 7).astype(np.uint16)) * 257
@@ -131,8 +132,9 @@ def test_greys_and_shapes_of_arrays():
 
 @pytest.mark.parametrize(
     ("source", "kind"),
-    [(np.zeros((3, 4, 5), np.uint8), "format"), (np.zeros(4, np.uint8), "format"), (np.zeros((0, 4, 3), np.uint8), "empty"),
-     (np.zeros((4, 4, 3)), "depth"), (7, "format"), (None, "format"), (Image.new("LAB", (2, 2)), "format"),
+    [(np.zeros((3, 4, 5), np.uint8), "format"), (np.zeros(4, np.uint8), "format"),
+     (np.zeros((0, 4, 3), np.uint8), "empty"), (np.zeros((4, 4, 3)), "depth"),
+     (7, "format"), (None, "format"), (Image.new("LAB", (2, 2)), "format"),
      (Image.new("RGB", (0, 5)), "empty")],
 )  # fmt: skip
 def test_unusable_sources(source, kind):
@@ -164,8 +166,10 @@ def test_the_source_is_left_alone():
 def test_state_of_others_is_left_alone():
     state = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
     filters = list(warnings.filters)
-    noisy = save(picture(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x04\0\0\0\xff\xff\0\0" + bytes(4))
-    with pytest.warns(UserWarning, match="EXIF|Tag"):
+    noisy = save(
+        picture(), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x63\0\0\0\xff\xff\0\0" + bytes(4)
+    )
+    with pytest.warns(UserWarning, match="EXIF|Tag|Truncated"):
         Image.open(io.BytesIO(noisy)).getexif()
     threads = [threading.Thread(target=lambda: [decode(noisy) for _ in range(30)]) for _ in range(4)]
     for thread in threads:
@@ -176,8 +180,16 @@ def test_state_of_others_is_left_alone():
     assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES) == state
 
 
-def test_import_is_cheap():
-    code = "import sys, vqtok.images; print([m for m in ('torch', 'PIL.TiffImagePlugin') if m in sys.modules])"
-    code += "; from vqtok.images import decode; sys.path_hooks"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "torch" not in out.stdout
+def test_import_is_cheap_and_decoding_loads_no_other_plugin(tmp_path):
+    code = "import sys, vqtok.images; print('torch' in sys.modules, 'PIL.EpsImagePlugin' in sys.modules)"
+    code += "\nfor path in sys.argv[1:]:\n try: vqtok.images.decode(path)"
+    code += "\n except vqtok.errors.ImageError as error: print(error.kind)"
+    code += "\nprint('PIL.EpsImagePlugin' in sys.modules)"
+    path, broken = tmp_path / "a.webp", tmp_path / "broken.png"
+    path.write_bytes(save(picture(), "WEBP"))
+    broken.write_bytes(save(picture(), "PNG")[:10])
+    root = Path(__file__).resolve().parents[2]
+    out = subprocess.run(
+        [sys.executable, "-c", code, path, broken], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.split() == ["False", "False", "truncated", "False"]

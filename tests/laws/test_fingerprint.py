@@ -67,7 +67,7 @@ def test_what_has_no_one_meaning_is_refused():
         mapping_fingerprint({"x": deep})
     with pytest.raises(ConfigError, match=r"\[K, D\]"):
         codebook_fingerprint(A[0], "l2")
-    with pytest.raises(ConfigError, match="float32|F32"):
+    with pytest.raises(ConfigError, match="got <U4"):
         model_fingerprint({}, {"a": np.array(["text"])})
 
 
@@ -85,7 +85,7 @@ json_values = st.recursive(
 
 
 @given(json_values)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_canonical_json_is_read_back_and_is_its_own_canonical_form(value):
     text = canonical_json(value)
     assert strict_json(text.encode()) == value

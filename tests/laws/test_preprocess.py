@@ -22,7 +22,9 @@ RANGES = [
     {"low": 0.0, "high": 1.0, "mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)},
     {"low": 0.1, "high": 0.9},
 ]
-specs = st.builds(lambda row, multiple: PreprocessSpec(**row, multiple=multiple), st.sampled_from(RANGES), st.integers(1, 9))
+specs = st.builds(
+    lambda row, multiple: PreprocessSpec(**row, multiple=multiple), st.sampled_from(RANGES), st.integers(1, 9)
+)
 images = st.tuples(st.integers(1, 20), st.integers(1, 20)).flatmap(lambda size: hnp.arrays(np.uint8, (*size, 3)))
 
 
@@ -102,7 +104,12 @@ def test_way_back_refuses_what_is_not_finite(bad):
 
 def test_wrong_shapes_and_dtypes():
     spec = PreprocessSpec(multiple=4)
-    for array in (np.zeros((2, 2), np.uint8), np.zeros((2, 2, 3)), np.zeros((0, 2, 3), np.uint8), np.zeros((3, 2, 2), np.uint8)):
+    for array in (
+        np.zeros((2, 2), np.uint8),
+        np.zeros((2, 2, 3)),
+        np.zeros((0, 2, 3), np.uint8),
+        np.zeros((3, 2, 2), np.uint8),
+    ):
         with pytest.raises(ConfigError, match="uint8"):
             to_pixels(array, spec)
     for pixels, size in ((np.zeros((3, 4, 4)), (4, 4)), (np.zeros((3, 4, 4), np.float32), (5, 4)),
@@ -178,7 +185,9 @@ def test_resizing_a_thin_image_is_no_bomb(resize):
     assert r"thin\x07.png: " in str(caught.value)
     assert to_rgb(thin, PreprocessSpec(resize="stretch", size=256)).shape == (256, 256, 3)
     with pytest.raises(ImageError):
-        to_rgb(np.zeros((2, 2, 3), np.uint8), PreprocessSpec(resize="stretch", size=100), limits=Limits(max_pixels=9999))
+        to_rgb(
+            np.zeros((2, 2, 3), np.uint8), PreprocessSpec(resize="stretch", size=100), limits=Limits(max_pixels=9999)
+        )
 
 
 @given(specs)
@@ -188,12 +197,14 @@ def test_a_spec_survives_json(spec):
 
 @pytest.mark.parametrize(
     ("config", "says"),
-    [({"multipel": 8}, "did you mean 'multiple'"), ({"qqqqq": 1}, "known are algorithm"), ({"multiple": "8"}, "multiple"),
+    [({"multipel": 8}, "did you mean 'multiple'"), ({"qqqqq": 1}, "known are algorithm"),
+     ({"multiple": "8"}, "multiple"),
      ({"multiple": 8.0}, "multiple"), ({"multiple": True}, "multiple"), ({"multiple": None}, "multiple"),
      ({"multiple": 0}, "multiple"), ({"low": float("nan")}, "low"), ({"low": "0"}, "low"), ({"mean": [0, 0]}, "mean"),
      ({"resize": "center"}, "size"), ({"size": 8}, "size"), ({"resize": "centre", "size": 8}, "resize"),
      ({"resize": "adm", "size": 8, "filter": "box"}, "bicubic"), ({"low": 1.0}, "low below high"),
-     ({"std": [1, 0, 1]}, "std"), ({"low": 1e9, "high": 1e9 + 1}, "256 levels"), ({"low": -1e308, "high": 1e308}, "levels"),
+     ({"std": [1, 0, 1]}, "std"), ({"low": 1e9, "high": 1e9 + 1}, "256 levels"),
+     ({"low": -1e308, "high": 1e308}, "levels"),
      ({"algorithm": "pil-2"}, "pil-1"), ({"alpha": object()}, "plain JSON"), ({"a\x1b": 1}, r"a\x1b")],
 )  # fmt: skip
 def test_bad_configs_teach(config, says):

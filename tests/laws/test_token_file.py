@@ -37,7 +37,7 @@ def make(grids, vocab_size=8192, fingerprint="", keys=None, seed=0):
     offsets = np.cumsum([0, *grids.prod(axis=1)], dtype=np.int64)
     ids = np.random.default_rng(seed).integers(0, vocab_size, offsets[-1])
     keys = tuple(f"image-{i}" for i in range(len(grids))) if keys is None else keys
-    return Tokens(ids, offsets, grids, grids[:, 1:] * 16 - 3, vocab_size, keys, fingerprint)
+    return Tokens(ids, offsets, grids, grids[:, 1:] * 16 + 3, vocab_size, keys, fingerprint)
 
 
 SMALL = make([[1, 2, 3], [2, 1, 1], [1, 4, 1]])
@@ -56,12 +56,12 @@ names = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
 
 
 @given(grids, names, st.sampled_from([1, 2, 65535, 65536, 65537, 262144, 1 << 32]), st.sampled_from(["", HEX]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_round_trip(rows, keys, vocab_size, fingerprint):
     tokens = make(rows, vocab_size, fingerprint, tuple(keys[: len(rows)]))
-    data = tokens_to_bytes(tokens, record={"execution": {"keys": keys}})
+    data = tokens_to_bytes(replace(tokens, record={"execution": {"keys": keys}}))
     assert_same(tokens_from_bytes(data), tokens)
-    assert tokens_to_bytes(tokens_from_bytes(data), record={"execution": {"keys": keys}}) == data
+    assert tokens_to_bytes(tokens_from_bytes(data)) == data
     assert load_safetensors(data)["tokens"].dtype == (np.uint16 if vocab_size <= 65536 else np.uint32)
 
 
@@ -87,14 +87,14 @@ def test_equal_content_gives_equal_bytes_whatever_the_memory_layout_and_key_orde
         name: dict(reversed(entry.items())) if isinstance(entry, dict) else entry
         for name, entry in reversed(RECORD.items())
     }
-    assert tokens_to_bytes(other, record=turned) == tokens_to_bytes(SMALL, record=RECORD)
+    assert tokens_to_bytes(replace(other, record=turned)) == tokens_to_bytes(replace(SMALL, record=RECORD))
 
 
 def test_bytes_do_not_depend_on_the_process(tmp_path):
-    save_tokens(tmp_path / "here.vqt", SMALL, record=RECORD)
+    save_tokens(tmp_path / "here.vqt", replace(SMALL, record=RECORD))
     code = (
         "import sys; from vqtok.store import *; f = read_token_file(sys.argv[1]);"
-        "save_tokens(sys.argv[2], f.tokens, record=f.header.record()); assert 'torch' not in sys.modules"
+        "save_tokens(sys.argv[2], f.tokens); assert 'torch' not in sys.modules"
     )
     for seed in ("0", "1"):
         there = tmp_path / f"{seed}.vqt"
@@ -106,9 +106,9 @@ def test_bytes_do_not_depend_on_the_process(tmp_path):
 def test_any_safetensors_reader_opens_it(tmp_path):
     path = tmp_path / "a.vqt"
     hashes = np.arange(96, dtype=np.uint8).reshape(3, 32)
-    save_tokens(path, SMALL, record=RECORD, source_sha256=hashes, keep=np.arange(5, dtype=np.uint8))
+    save_tokens(path, replace(SMALL, record=RECORD), source_sha256=hashes, keep=np.arange(5, dtype=np.uint8))
     with safe_open(path, framework="np") as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no mapping
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
         metadata = file.metadata()
     profile = {
         "tokens": ("uint16", (12,)),
@@ -146,7 +146,7 @@ def test_every_tensor_is_aligned_in_the_file():
 def test_header_and_extras_come_back(tmp_path):
     path = str(tmp_path / "a.vqt")
     hashes = np.arange(96, dtype=np.uint8).reshape(3, 32)
-    save_tokens(path, replace(SMALL, fingerprint=HEX), record=RECORD, source_sha256=hashes)
+    save_tokens(path, replace(SMALL, fingerprint=HEX, record=RECORD), source_sha256=hashes)
     header = read_header(path)
     assert (header.vocab_size, header.images, header.tokens, header.layout) == (8192, 3, 12, "grid")
     assert header.fingerprints["model"] == HEX
@@ -178,6 +178,16 @@ BAD_TOKENS = {
     "key_long": replace(SMALL, keys=("a", "b", "é" * 2049)),
     "key_surrogate": replace(SMALL, keys=("a", "b", "\udc80")),
     "fingerprint_free_text": replace(SMALL, fingerprint="mine"),
+    "record_unknown_key": replace(SMALL, record={"fingerprint": {}}),
+    "record_another_model": replace(SMALL, record={"fingerprints": {"model": HEX}}),
+    "record_fingerprint_case": replace(SMALL, record={"fingerprints": {"codebook": HEX.upper()}}),
+    "record_fingerprint_type": replace(SMALL, record={"fingerprints": {"codebook": 1}}),
+    "record_execution_type": replace(SMALL, record={"execution": "cpu"}),
+    "record_execution_nan": replace(SMALL, record={"execution": {"x": float("nan")}}),
+    "record_execution_object": replace(SMALL, record={"execution": {"x": object()}}),
+    "record_execution_int_key": replace(SMALL, record={"execution": {1: 2}}),
+    "record_execution_too_long": replace(SMALL, record={"execution": {"x": "y" * (1 << 20)}}),
+    "record_created_by_type": replace(SMALL, record={"created_by": None}),
 }
 
 
@@ -189,16 +199,6 @@ def test_tokens_that_break_a_promise_are_not_written(name, tmp_path):
 
 
 BAD_ARGUMENTS = {
-    "unknown_key": {"record": {"fingerprint": {}}},
-    "another_model": {"record": {"fingerprints": {"model": HEX}}},
-    "fingerprint_case": {"record": {"fingerprints": {"codebook": HEX.upper()}}},
-    "fingerprint_type": {"record": {"fingerprints": {"codebook": 1}}},
-    "execution_type": {"record": {"execution": "cpu"}},
-    "execution_nan": {"record": {"execution": {"x": float("nan")}}},
-    "execution_object": {"record": {"execution": {"x": object()}}},
-    "execution_int_key": {"record": {"execution": {1: 2}}},
-    "execution_too_long": {"record": {"execution": {"x": "y" * (1 << 20)}}},
-    "created_by_type": {"record": {"created_by": None}},
     "source_dtype": {"source_sha256": np.zeros((3, 32))},
     "source_shape": {"source_sha256": np.zeros((2, 32), np.uint8)},
     "keep_shape": {"keep": np.zeros((3, 2), np.uint8)},

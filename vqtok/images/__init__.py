@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vqtok.images.decode import RGB as RGB
 from vqtok.images.decode import Source as Source
 from vqtok.images.decode import decode as decode
 from vqtok.images.files import Limits as Limits

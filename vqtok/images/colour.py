@@ -110,7 +110,7 @@ def _narrow(image: Image.Image, data: bytes, depth16: str) -> Image.Image:
 def _png_layout(image: Image.Image) -> str:
     """Return how a PNG of 16 bits a sample stores them (``RGB;16B``), or nothing: Pillow drops their low bytes."""
     tile = getattr(image, "tile", None)
-    raw = tile[0].args if tile and image.format == "PNG" else ""
+    raw = tile[0][3] if tile and image.format == "PNG" else ""
     return raw if isinstance(raw, str) and raw.endswith(";16B") else ""
 
 
@@ -133,7 +133,8 @@ def _samples(image: Image.Image, data: bytes, raw: str) -> npt.NDArray[np.uint16
 
 def _load_as(data: bytes, raw: str) -> npt.NDArray[np.uint8]:
     image = Image.open(io.BytesIO(data), formats=("PNG",))
-    image.tile = [tile._replace(args=raw) for tile in image.tile]
+    tiles: list[Any] = [(*tile[:3], raw) for tile in image.tile]
+    image.tile = tiles
     return np.asarray(image)
 
 

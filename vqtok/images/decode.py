@@ -143,15 +143,20 @@ def _open_bytes(data: bytes, limits: Limits) -> Image.Image:
             "format",
             f"expected JPEG, PNG, WEBP, BMP or GIF content, got {containers.describe(data)}. Convert it first.",
         )
+    cut = ImageError("truncated", f"expected a whole {format}, got its first {len(data)} bytes. Fetch it again.")
     whole = containers.is_whole(data, format)
     try:
         image = Image.open(io.BytesIO(data), formats=(format,))
-    except Image.UnidentifiedImageError as error:
+    except OSError as error:
+        if not whole:
+            raise cut from error
+        if not isinstance(error, Image.UnidentifiedImageError):
+            raise
         # Pillow's text names a buffer's address, which helps nobody and differs from run to run.
-        raise ImageError("corrupt" if whole else "truncated", f"{format} header is broken. Fetch it again.") from error
+        raise ImageError("corrupt", f"expected a {format} header, got a broken one. Fetch it again.") from error
     _check_size(image.size, limits)
     if not whole:
-        raise ImageError("truncated", f"expected a whole {format}, got {len(data)} bytes of it. Fetch it again.")
+        raise cut
     return image
 
 

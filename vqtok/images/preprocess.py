@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,7 @@ class PreprocessSpec(BaseModel):
     depth16: Literal["refuse", "scale"] = "refuse"
 
     @model_validator(mode="after")
-    def _agrees(self) -> Self:
+    def _agrees(self) -> PreprocessSpec:
         """Refuse fields that contradict each other, and ranges in which float32 cannot tell 256 levels apart."""
         if (self.resize == "none") != (self.size is None):
             raise ValueError(f"expected size exactly where resize is not 'none', got {self.resize!r} and {self.size}")
@@ -79,7 +79,7 @@ class PreprocessSpec(BaseModel):
         return self
 
     @classmethod
-    def from_config(cls, config: Mapping[str, object]) -> Self:
+    def from_config(cls, config: Mapping[str, object]) -> PreprocessSpec:
         """Read a spec from a parsed config.json.
 
         Args:
@@ -209,7 +209,8 @@ def padded_size(size: tuple[int, int], spec: PreprocessSpec) -> tuple[int, int]:
 def _to_floats(levels: RGB, spec: PreprocessSpec) -> Pixels:
     span = np.float32(spec.high - spec.low)
     values = levels.astype(np.float32) / np.float32(255) * span + np.float32(spec.low)
-    return (values - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
+    shifted = values - np.array(spec.mean, np.float32)
+    return np.divide(shifted, np.array(spec.std, np.float32), dtype=np.float32)
 
 
 def _to_levels(values: Pixels, spec: PreprocessSpec) -> RGB:
@@ -223,6 +224,6 @@ def _teach(model: type[BaseModel], row: Mapping[str, object]) -> str:
     if row["type"] == "extra_forbidden":
         near = difflib.get_close_matches(where, model.model_fields, n=1)
         known = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(model.model_fields)}"
-        return f"unknown key {escape(where)!r}: {known}"
+        return f"unknown key '{escape(where)}': {known}"
     came = escape(repr(row["input"]), 80)
     return f"{escape(where) or 'the fields'}: {row['msg']}, got {came}"

@@ -50,9 +50,14 @@ def check_range(codes: Tensor, vocab_size: int) -> None:
             )
 
 
-def check_finite_codebook(codebook: Tensor) -> None:
-    """Raise ConfigError for a codebook that holds NaN or infinity; on the CPU alone."""
-    if codebook.device.type == "cpu" and (row := _first_bad(codebook)) >= 0:
+def check_finite_codebook(codebook: Tensor, witness: Tensor) -> None:
+    """Raise ConfigError for a codebook that holds NaN or infinity; on the CPU alone.
+
+    Args:
+        codebook: float32 [K, D].
+        witness: is not finite somewhere if the codebook is not; the norms are quicker to look through than all of it.
+    """
+    if codebook.device.type == "cpu" and not witness.isfinite().all() and (row := _first_bad(codebook)) >= 0:
         raise ConfigError(
             f"expected a finite codebook, but code {row} holds NaN or infinity (in float32); "
             "did training diverge, or is the checkpoint damaged?"

@@ -102,22 +102,30 @@ def reason_against() -> str:
 def instruction_sets() -> tuple[str, ...]:
     """Return those of `INSTRUCTION_SETS` that this build and this processor have; none without the library."""
     try:
-        library = _library()
+        return _running(_library())
     except BackendUnavailable:
         return ()
-    return tuple(name for i, name in enumerate(INSTRUCTION_SETS) if library.vqtok_cpu_has(i))
 
 
 def _library() -> ctypes.CDLL:
     """Return the loaded library, or raise BackendUnavailable with the reason."""
-    if not LIBRARY.exists():
-        raise BackendUnavailable(
-            f"needs {LIBRARY.name}, which was not built; install a C++17 compiler and reinstall vqtok"
-        )
     try:
         return _loaded(str(LIBRARY))
     except OSError as error:
-        raise BackendUnavailable(f"needs {LIBRARY.name}, which cannot be loaded: {error}") from error
+        reason = "which was not built; install a C++17 compiler and reinstall vqtok"
+        if LIBRARY.exists():
+            reason = f"which cannot be loaded: {error}"
+        raise BackendUnavailable(f"needs {LIBRARY.name}, {reason}") from error
+
+
+@cache
+def _running(library: ctypes.CDLL) -> tuple[str, ...]:
+    return tuple(name for i, name in enumerate(INSTRUCTION_SETS) if library.vqtok_cpu_has(i))
+
+
+@cache
+def _axes(count: int) -> type[ctypes.Array[ctypes.c_int64]]:
+    return ctypes.c_int64 * count
 
 
 @cache
@@ -159,7 +167,7 @@ def _rows(values: Tensor) -> _Rows:
         elif size != 1:
             sizes.insert(0, size)
             strides.insert(0, stride)
-    axes = ctypes.c_int64 * len(sizes)
+    axes = _axes(len(sizes))
     rows, dim = values.shape[:-1].numel(), values.shape[-1]
     return _Rows(values.data_ptr(), axes(*sizes), axes(*strides), len(sizes), values.stride(-1), rows, dim)
 

@@ -68,7 +68,7 @@ def _decide(rows: Tensor, codebook: Tensor, half_norms: Tensor, error: Tensor) -
     top, codes = scores.max(dim=1)
     least = torch.nextafter((top.double() - 2 * error).to(scores.dtype), top.new_tensor(-torch.inf))
     candidates = scores >= least[:, None]
-    counts = candidates.sum(dim=1)
+    counts = candidates.sum(dim=1, dtype=torch.int32)
     # Not a number compares false, so rows that overflowed are told by their bound.
     dense = (error == torch.inf) | (counts > _MANY)
     few = ~dense & (counts > 1)

@@ -71,7 +71,7 @@ class EmaQuantizer(Quantizer):
         self.dim, self.vocab_size, self.metric = dim, vocab_size, check_metric(metric)
         self.decay, self.epsilon = decay, epsilon
         self.revive_below, self.kmeans_iterations = revive_below, kmeans_iterations
-        codebook = effective_codebook(torch.randn(vocab_size, dim), metric)
+        codebook = torch.empty(vocab_size, dim).uniform_(-1, 1)
         self.register_buffer("codebook", codebook)
         self.register_buffer("cluster_size", torch.ones(vocab_size))
         self.register_buffer("cluster_sum", codebook.clone())

@@ -10,6 +10,7 @@ from vqtok.store.fingerprint import model_fingerprint as model_fingerprint
 from vqtok.store.model_folder import StoredDtype as StoredDtype
 from vqtok.store.model_folder import read_config as read_config
 from vqtok.store.model_folder import read_weights as read_weights
+from vqtok.store.model_folder import tensor_shapes as tensor_shapes
 from vqtok.store.model_folder import write_model as write_model
 from vqtok.store.temporary import remove_stale_temporaries as remove_stale_temporaries
 from vqtok.store.token_codec import TokenFile as TokenFile

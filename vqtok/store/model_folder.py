@@ -138,6 +138,25 @@ def read_weights(folder: _PathLike, expected: Mapping[str, tuple[int, ...]]) -> 
             raise type(error)(f"{str(path)!r}: {error}") from error
 
 
+def tensor_shapes(folder: _PathLike) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor by name, from the header alone.
+
+    Raises:
+        InputError: there is no such folder or file, or it cannot be read.
+        IntegrityError: the header is damaged, truncated or malformed.
+    """
+    path = Path(folder, WEIGHTS)
+    with open_regular(path, "a model's weights") as file:
+        try:
+            size = size_of(file)
+            prefix = read_exactly(file, min(8, size)).tobytes()
+            raw = read_exactly(file, safetensors.header_length(prefix, size, MAX_HEADER_BYTES)).tobytes()
+            header = safetensors.parse_header(raw, size - 8 - len(raw))
+        except IntegrityError as error:
+            raise IntegrityError(f"{str(path)!r}: {error}") from error
+    return {name: tensor.shape for name, tensor in header.tensors.items()}
+
+
 def _weights_entry(folder: _PathLike) -> tuple[str, str]:
     """Return dtype and sha256 of the weights as the configuration names them."""
     entry = read_config(folder).get("weights")

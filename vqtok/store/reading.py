@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from io import FileIO
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from vqtok.errors import InputError, IntegrityError
 
 
 @contextmanager
-def open_regular(path: str | os.PathLike[str], what: str) -> Iterator[BinaryIO]:
+def open_regular(path: str | os.PathLike[str], what: str) -> Iterator[FileIO]:
     """Open a regular file unbuffered; raise InputError when it is missing, unreadable, a folder, pipe or device.
 
     Args:
@@ -36,16 +36,16 @@ def open_regular(path: str | os.PathLike[str], what: str) -> Iterator[BinaryIO]:
         raise InputError(f"cannot read {what} at {text!r}: {error.strerror or error}: check its permissions") from error
 
 
-def size_of(file: BinaryIO) -> int:
+def size_of(file: FileIO) -> int:
     """Return the size of an open file in bytes."""
     return os.fstat(file.fileno()).st_size
 
 
-def read_exactly(file: BinaryIO, size: int) -> memoryview:
+def read_exactly(file: FileIO, size: int) -> memoryview:
     """Read the next ``size`` bytes, writable; raise IntegrityError when the file ends before."""
     view, got = np.empty(size, np.uint8).data, 0  # unlike a bytearray, not filled with zeros first
     while got < size:
-        count = file.readinto(view[got:])  # type: ignore[attr-defined]
+        count = file.readinto(view[got:])
         if not count:
             raise IntegrityError(f"expected {size} bytes, but the file ended after {got}: it was cut while being read")
         got += count

@@ -113,19 +113,18 @@ def header_length(prefix: bytes | memoryview, file_size: int, limit: int) -> int
         raise IntegrityError(f"expected at least 8 bytes, got {file_size}: the file is empty or cut off")
     (length,) = cast(tuple[int], struct.unpack("<Q", prefix[:8]))
     if length > limit:
-        raise IntegrityError(f"expected a header of at most {limit} bytes, got one of {length}")
+        raise IntegrityError(f"expected a header of at most {limit} bytes, got one of {length}: another kind of file?")
     if length > file_size - 8:
         raise IntegrityError(f"expected a header of {length} bytes, but the file has only {file_size - 8} more")
     return length
 
 
-def parse_header(raw: bytes, buffer_size: int, *, canonical: bool = False) -> Header:
+def parse_header(raw: bytes, buffer_size: int) -> Header:
     """Read a JSON header and prove that its tensors cover the buffer exactly once.
 
     Args:
         raw: the header, padding included.
         buffer_size: bytes that follow it.
-        canonical: also demand that the bytes are those that `serialize` would have written.
 
     Raises:
         IntegrityError: anything else.
@@ -142,11 +141,14 @@ def parse_header(raw: bytes, buffer_size: int, *, canonical: bool = False) -> He
         raise IntegrityError(f"expected {_METADATA} to map text to text, got {str(metadata)[:80]}")
     header = Header(cast(dict[str, str], metadata), {name: _spec(name, entry) for name, entry in entries.items()})
     _check_cover(header, buffer_size)
-    if canonical:
-        described = {name: (spec.dtype, spec.shape) for name, spec in header.tensors.items()}
-        if _header_bytes(Header(header.metadata, _lay_out(described)))[8:] != raw:
-            raise IntegrityError("expected the header in canonical form, but its bytes differ from it")
     return header
+
+
+def check_canonical(header: Header, raw: bytes) -> None:
+    """Raise IntegrityError unless the header's bytes are those that `serialize` would have written."""
+    described = {name: (spec.dtype, spec.shape) for name, spec in header.tensors.items()}
+    if _header_bytes(Header(header.metadata, _lay_out(described)))[8:] != raw:
+        raise IntegrityError("expected the header in canonical form, but its bytes differ from it")
 
 
 def view(header: Header, name: str, buffer: memoryview) -> Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import zlib
 from contextlib import suppress
 from pathlib import Path
@@ -62,6 +61,8 @@ def _remove(path: Path) -> int:
     """Remove a file or folder and return 1, or 0 when it would not go."""
     try:
         if path.is_dir() and not path.is_symlink():
+            import shutil  # costs more than the rest of this package, and is needed after a crash only
+
             shutil.rmtree(path)
         else:
             path.unlink()

@@ -49,7 +49,7 @@ class TokenFile:
 
 
 def pack(
-    tokens: Tokens, record: Mapping[str, object] | None, source_sha256: _Bytes | None, keep: _Bytes | None
+    tokens: Tokens, source_sha256: _Bytes | None, keep: _Bytes | None
 ) -> list[memoryview]:
     """Return the pieces of a token file; ConfigError when the tokens break a promise of the format."""
     if not 1 <= tokens.vocab_size <= _MAX_CODES:
@@ -65,7 +65,7 @@ def pack(
             raise ConfigError(f"expected {name} as uint8 {shape or '[*]'}, got {array.dtype} {array.shape}")
         arrays[name] = array
     counts = {"images": len(tokens), "tokens": int(tokens.ids.size)}
-    text = header_json(record, tokens.fingerprint, counts, int(tokens.vocab_size), layout)
+    text = header_json(tokens.record, tokens.fingerprint, counts, int(tokens.vocab_size), layout)
     pieces = safetensors.serialize(arrays, {"vqt.version": VERSION, "vqt.header": text}, CHECKSUM)
     if (length := len(pieces[0]) - 8) > MAX_HEADER_BYTES:
         raise ConfigError(f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {length}: shorten the record")
@@ -86,8 +86,9 @@ def unpack(data: memoryview) -> TokenFile:
     """
     length = safetensors.header_length(data[:8], len(data), MAX_HEADER_BYTES)
     buffer = data[8 + length :]
-    container = safetensors.parse_header(bytes(data[8 : 8 + length]), len(buffer), canonical=True)
-    _check_metadata(container, buffer)
+    raw = bytes(data[8 : 8 + length])
+    container = safetensors.parse_header(raw, len(buffer))
+    _check_metadata(container, raw, buffer)
     header = parse_header_json(container.metadata["vqt.header"], container.metadata[CHECKSUM])
     _check_profile(container, header)
     arrays = {name: safetensors.view(container, name, buffer) for name in container.tensors}
@@ -124,6 +125,7 @@ def _checked_tokens(arrays: Mapping[str, _Array], header: TokenHeader) -> Tokens
         vocab_size=header.vocab_size,
         keys=tuple(key.decode("utf-8") for key in keys),
         fingerprint=header.fingerprints["model"],
+        record=header.record(),
     )
     if tokens.ids.size and (largest := int(tokens.ids.max())) >= header.vocab_size:
         raise IntegrityError(f"expected tokens below {header.vocab_size}, got {largest}")
@@ -137,13 +139,14 @@ def _checked_tokens(arrays: Mapping[str, _Array], header: TokenHeader) -> Tokens
     return tokens
 
 
-def _check_metadata(container: safetensors.Header, buffer: memoryview) -> None:
-    """Check kind, checksum and version, in this order: all versions share the checksum's rule.
+def _check_metadata(container: safetensors.Header, raw: bytes, buffer: memoryview) -> None:
+    """Check kind, form, checksum and version, in this order: all versions share the rules of form and checksum.
 
     So a damaged version number is damage, and an intact file of a later version is told apart from it.
     """
     if "vqt.version" not in container.metadata or CHECKSUM not in container.metadata:
         raise IntegrityError("expected a token file (.vqt), but this safetensors file lacks vqt.version and vqt.sha256")
+    safetensors.check_canonical(container, raw)
     came, expected = safetensors.content_sha256(container, CHECKSUM, [buffer]), container.metadata[CHECKSUM]
     if came != expected:
         raise IntegrityError(f"expected content of sha256 {expected[:64]!r}, got {came!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ def save_tokens(
     path: _PathLike,
     tokens: Tokens,
     *,
-    record: Mapping[str, object] | None = None,
     source_sha256: npt.NDArray[np.uint8] | None = None,
     keep: npt.NDArray[np.uint8] | None = None,
     overwrite: bool = False,
@@ -33,9 +31,8 @@ def save_tokens(
 
     Args:
         path: the file to write, by custom ``*.vqt``.
-        tokens: tokens of n images; keys must be unique, and no image may have more than Q * h * w tokens.
-        record: where the tokens come from: ``fingerprints`` (sha256 by name, "codebook" and "preprocess" above all),
-            ``execution`` (any JSON) and ``created_by`` (text).
+        tokens: tokens of n images; keys must be unique, and no image may have more than Q * h * w tokens. Their
+            ``record`` may hold ``fingerprints`` (sha256 by name), ``execution`` (any JSON) and ``created_by`` (text).
         source_sha256: uint8 [n, 32], hash of each image's file.
         keep: uint8 [*], packed selection of a dynamic tokenizer.
         overwrite: replace a file that exists.
@@ -51,7 +48,7 @@ def save_tokens(
     >>> load_tokens(path).ids.tolist(), read_header(path).layout
     ([0, 1, 2, 3], 'grid')
     """
-    pieces = token_codec.pack(tokens, record, source_sha256, keep)
+    pieces = token_codec.pack(tokens, source_sha256, keep)
     expected = token_codec.checksum_of(pieces)
 
     def verify(written: Path) -> None:
@@ -89,19 +86,20 @@ def read_token_file(path: _PathLike) -> TokenFile:
     with open_regular(path, "a token file") as file:
         try:
             return token_codec.unpack(read_exactly(file, size_of(file)))
-        except (IntegrityError, MismatchError) as error:
-            raise type(error)(f"{os.fspath(path)!r}: {error}") from error
+        except MismatchError as error:
+            raise MismatchError(f"{os.fspath(path)!r}: {error}") from error
+        except IntegrityError as error:
+            raise IntegrityError(f"{os.fspath(path)!r}: {error}; copy the file again, or make it again") from error
 
 
 def tokens_to_bytes(
     tokens: Tokens,
     *,
-    record: Mapping[str, object] | None = None,
     source_sha256: npt.NDArray[np.uint8] | None = None,
     keep: npt.NDArray[np.uint8] | None = None,
 ) -> bytes:
     """Return the bytes that `save_tokens` writes, for pipes; same arguments, same ConfigError."""
-    return b"".join(token_codec.pack(tokens, record, source_sha256, keep))
+    return b"".join(token_codec.pack(tokens, source_sha256, keep))
 
 
 def tokens_from_bytes(data: bytes | bytearray | memoryview) -> Tokens:

@@ -41,12 +41,12 @@ class TokenHeader:
     sha256: str
 
     def record(self) -> dict[str, object]:
-        """Return what `save_tokens` takes as ``record``, to write another file of the same origin."""
+        """Return what `Tokens.record` holds, to write another file of the same origin."""
         return {"fingerprints": self.fingerprints, "execution": self.execution, "created_by": self.created_by}
 
 
 def header_json(
-    record: Mapping[str, object] | None, model: str, counts: Mapping[str, int], vocab_size: int, layout: str
+    record: Mapping[str, object], model: str, counts: Mapping[str, int], vocab_size: int, layout: str
 ) -> str:
     """Return the canonical JSON of ``vqt.header``.
 
@@ -60,7 +60,6 @@ def header_json(
     Raises:
         ConfigError: the record has other keys or types, or names another model.
     """
-    record = record or {}
     if unknown := sorted(set(record) - _RECORD_KEYS):
         raise ConfigError(f"expected a record of {', '.join(sorted(_RECORD_KEYS))}, got also {', '.join(unknown)}")
     fingerprints = {**dict.fromkeys(_FINGERPRINTS, ""), "model": model, **_typed(record, "fingerprints", Mapping, {})}

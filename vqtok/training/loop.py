@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from vqtok import images
 from vqtok.errors import ConfigError
+from vqtok.evaluation.metrics import psnr
 from vqtok.quantizers import EmaQuantizer
 from vqtok.quantizers.base import effective_latents
 from vqtok.tokenizer import Tokenizer
@@ -190,12 +191,3 @@ def reconstructions(tokenizer: Tokenizer, photos: Sequence[images.RGB]) -> Itera
     for photo in photos:
         yield next(tokenizer.detokenize_arrays(tokenizer.tokenize(photo)))
 
-
-def psnr(a: images.RGB, b: images.RGB) -> float:
-    """Return the peak signal-to-noise ratio in dB of two uint8 arrays of one shape; infinite for equal ones.
-
-    >>> round(psnr(np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 16, np.uint8)), 3)
-    24.048
-    """
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return math.inf if error == 0 else float(10 * np.log10(255**2 / error))

@@ -1,0 +1,24 @@
+"""What all tests share: one seed, few threads, and the default tokenizer loaded once."""
+
+import os
+
+import pytest
+import torch
+
+import vqtok
+from vqtok.tokenizer import Tokenizer
+
+
+# Tests run in two processes; threads of theirs would only wait for each other. Commands that tests start inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def photo_f8() -> Tokenizer:
+    return vqtok.load()

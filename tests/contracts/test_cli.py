@@ -1,0 +1,235 @@
+"""The command: pipes, many inputs, bad inputs, exit codes (DESIGN: 0 done ... 143), and nothing partial left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vqtok
+
+ROOT = Path(__file__).parents[2]
+PHOTO = ROOT / "examples" / "photo.jpg"
+
+
+def run(*arguments, stdin: bytes = b"", cwd=None, env=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "vqtok", *map(str, arguments)]
+    env = {**os.environ, **(env or {})}
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=100, cwd=cwd, env=env, check=False)
+
+
+def image(path: Path, seed: int = 0, size=(24, 40)) -> Path:
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    coarse.resize((size[1], size[0]), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def only(folder: Path) -> list[str]:
+    """All files, hidden ones included."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def one_line(result: subprocess.CompletedProcess, code: int) -> str:
+    assert result.returncode == code, result.stderr.decode()
+    assert result.stdout == b""
+    lines = result.stderr.decode().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(("vqtok: ", "Error: "))
+    return lines[0]
+
+
+def test_photo_to_tokens_to_photo(tmp_path):
+    done = run("tokenize", PHOTO, "-o", "a.vqt", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    result = json.loads(done.stdout)
+    tokens = vqtok.load_tokens(tmp_path / "a.vqt")
+    assert result["counts"] == {"seen": 1, "ok": 1, "failed": 0}
+    assert result["fingerprint"] == tokens.fingerprint == vqtok.load().fingerprint
+    assert tokens.sizes.tolist() == [[400, 600]]
+    assert tokens.grids.tolist() == [[1, 50, 75]]
+    assert run("detokenize", "a.vqt", "-o", "a.png", cwd=tmp_path).returncode == 0
+    back = np.asarray(Image.open(tmp_path / "a.png"))
+    assert np.array_equal(back, np.asarray(vqtok.load().detokenize(tokens)[0]))
+    original = np.asarray(Image.open(PHOTO))
+    assert 10 * np.log10(255**2 / np.mean((back.astype(float) - original) ** 2)) > 26
+    assert only(tmp_path) == ["a.png", "a.vqt"]
+
+
+def test_a_pipe_there_and_back(tmp_path):
+    source = image(tmp_path / "a.png").read_bytes()
+    there = run("tokenize", "-", "-o", "-", stdin=source)
+    assert there.returncode == 0, there.stderr.decode()
+    back = run("detokenize", "-", "-o", "-", stdin=there.stdout)
+    assert back.returncode == 0, back.stderr.decode()
+    assert back.stdout.startswith(b"\x89PNG")
+    assert there.stderr == back.stderr == b""
+
+
+def test_folders_patterns_and_files_keep_their_keys(tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for i, name in enumerate(["b.png", "a.PNG", "sub/c.bmp", "ä ü.webp"]):
+        image(tmp_path / "in" / name, i)
+    (tmp_path / "in" / "notes.txt").write_text("no image")
+    assert run("tokenize", "in", "-o", "a.vqt", cwd=tmp_path).returncode == 0
+    assert vqtok.load_tokens(tmp_path / "a.vqt").keys == ("a.PNG", "b.png", "sub/c.bmp", "ä ü.webp")
+    assert run("tokenize", "in/*.png", "in/sub", "-o", "b.vqt", cwd=tmp_path).returncode == 0
+    assert vqtok.load_tokens(tmp_path / "b.vqt").keys == ("in/b.png", "in/sub/c.bmp")
+    assert run("detokenize", "a.vqt", "-o", "out", cwd=tmp_path).returncode == 0
+    assert only(tmp_path / "out") == ["%C3%A4 %C3%BC.png", "a.png", "b.png", "sub/c.png"]
+
+
+def test_bad_images_get_one_line_each_and_the_others_are_done(tmp_path):
+    good = image(tmp_path / "good.png")
+    (tmp_path / "short.png").write_bytes(good.read_bytes()[:-30])
+    (tmp_path / "lie.jpg").write_text("<html>")
+    (tmp_path / "empty.png").touch()
+    os.mkfifo(tmp_path / "fifo.png")
+    bad = ["short.png", "lie.jpg", "empty.png", "fifo.png", "gone.png"]
+    done = run("tokenize", *bad[:3], good.name, *bad[3:], "-o", "a.vqt", "--json", cwd=tmp_path)
+    assert done.returncode == 3
+    result = json.loads(done.stdout)
+    assert [failure["key"] for failure in result["failures"]] == bad
+    assert [failure["kind"] for failure in result["failures"]] == ["truncated", "format", "empty", "unreadable", "missing"]
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == len(bad) + 1
+    assert all(name in line for name, line in zip(bad, lines[:-1], strict=True))
+    assert vqtok.load_tokens(tmp_path / "a.vqt").keys == ("good.png",)
+
+
+def test_when_no_image_can_be_read_nothing_is_written(tmp_path):
+    (tmp_path / "lie.jpg").write_text("<html>")
+    done = run("tokenize", "lie.jpg", "-o", "a.vqt", cwd=tmp_path)
+    assert done.returncode == 4
+    assert b"Traceback" not in done.stderr
+    assert only(tmp_path) == ["lie.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["tokenize", "gone.png", "-o", "a.txt"], 2, "FILE.vqt"),
+        (["tokenize", "-o", "a.vqt"], 2, "at least one"),
+        (["tokenize", "-", "-", "-o", "a.vqt"], 2, "'-' once"),
+        (["tokenize", "in.png", "-o", "there.vqt"], 5, "--overwrite"),
+        (["tokenize", "in.png", "-o", "no/a.vqt"], 5, "folder does not exist"),
+        (["tokenize", "none", "-o", "a.vqt"], 4, "found none"),
+        (["tokenize", "*.gif", "-o", "a.vqt"], 4, "found none"),
+        (["tokenize", "in.png", "-o", "a.vqt", "-m", "none"], 4, "none"),
+        (["tokenize", "in.png", "-o", "a.vqt", "--device", "cuda:99"], 8, "cuda:99"),
+        (["detokenize", "gone.vqt", "-o", "a.png"], 4, "gone.vqt"),
+        (["detokenize", "in.png", "-o", "a.png"], 6, "in.png"),
+        (["detokenize", "two.vqt", "-o", "a.png"], 2, "got 2"),
+        (["detokenize", "stranger.vqt", "-o", "a.png"], 7, "load the model"),
+        (["detokenize", "one.vqt", "-o", "in.png"], 5, "--overwrite"),
+        (["inspect", "gone.vqt"], 4, "gone.vqt"),
+        (["inspect", "none"], 4, "config.json"),
+        (["inspect", "in.png"], 6, "in.png"),
+        (["reconstruct", "in.png", "-o", "in.png"], 5, "--overwrite"),
+    ],
+    ids=lambda x: " ".join(x) if isinstance(x, list) else None,
+)
+def test_what_cannot_be_done_is_one_line_and_the_documented_code(arguments, code, words, tmp_path):
+    image(tmp_path / "in.png")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "there.vqt").write_text("precious")
+    ids, vocab = np.zeros(2, np.int64), 8192
+    grids, sizes = np.ones((2, 3), np.int64), np.full((2, 2), 8)
+    two = vqtok.Tokens(ids, np.arange(3), grids, sizes, vocab, ("a", "b"), "")
+    vqtok.save_tokens(tmp_path / "two.vqt", two)
+    vqtok.save_tokens(tmp_path / "one.vqt", two[0])
+    stranger = vqtok.Tokens(ids[:1], np.arange(2), grids[:1], sizes[:1], vocab, ("a",), "0" * 64)
+    vqtok.save_tokens(tmp_path / "stranger.vqt", stranger)
+    before = only(tmp_path)
+    assert words in one_line(run(*arguments, cwd=tmp_path), code)
+    assert only(tmp_path) == before
+    assert (tmp_path / "there.vqt").read_text() == "precious"
+
+
+def test_usage_errors_are_exit_2():
+    for arguments in (["tokenize", "--frobnicate"], ["frobnicate"], ["tokenize"]):
+        done = run(*arguments)
+        assert done.returncode == 2, arguments
+        assert b"Traceback" not in done.stderr
+
+
+def test_inspect_says_what_is_there_and_draws_it(tmp_path):
+    image(tmp_path / "a.png")
+    run("tokenize", "a.png", "-o", "a.vqt", cwd=tmp_path)
+    report = json.loads(run("inspect", "a.vqt", "--json", "--picture", "map.png", cwd=tmp_path).stdout)
+    assert (report["images"], report["tokens"], report["vocab_size"]) == (1, 15, 8192)
+    assert report["rows"] == [{"key": "a.png", "size": [24, 40], "grid": [1, 3, 5], "tokens": 15}]
+    assert report["execution"]["precision"] == "float32"
+    drawn = np.asarray(Image.open(tmp_path / "map.png"))
+    tokens = vqtok.load_tokens(tmp_path / "a.vqt")
+    found = {tuple(x) for x in drawn.reshape(-1, 3)}
+    from vqtok.evaluation.pictures import code_colours
+
+    assert {tuple(x) for x in code_colours(8192)[tokens.ids]} <= found
+    text = run("inspect", "a.vqt", cwd=tmp_path).stdout.decode()
+    assert "a.png: 40 x 24 pixels" in text
+
+
+def test_inspect_of_a_model_folder(tmp_path):
+    vqtok.build("photo-f8", vocab_size=16, channels=(8, 8, 8)).save(tmp_path / "m")
+    report = json.loads(run("inspect", "m", "--json", cwd=tmp_path).stdout)
+    assert report["architecture"]["quantizer"]["vocab_size"] == 16
+    assert report["parameters"] == sum(x.numel() for x in vqtok.load(tmp_path / "m").inference_tensors().values())
+
+
+def test_reconstruct_draws_both_and_says_the_numbers(tmp_path):
+    source = image(tmp_path / "a.png", size=(64, 64))
+    done = run("reconstruct", "a.png", "-o", "both.png", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    (row,) = json.loads(done.stdout)["images"]
+    assert (row["tokens"], row["bytes"], row["bits_per_pixel"]) == (64, 104, 0.2031)
+    drawn = np.asarray(Image.open(tmp_path / "both.png")).astype(int)
+    original = np.asarray(Image.open(source)).astype(int)
+    places = [
+        (y, x)
+        for y in range(drawn.shape[0] - 63)
+        for x in range(drawn.shape[1] - 63)
+        if np.array_equal(drawn[y, x : x + 64], original[0]) and np.array_equal(drawn[y : y + 64, x : x + 64], original)
+    ]
+    assert len(places) == 1, "the original stands once in the picture, pixel for pixel"
+    assert run("reconstruct", "a.png", "-o", "only.png", "--only", cwd=tmp_path).returncode == 0
+    back = np.asarray(Image.open(tmp_path / "only.png")).astype(int)
+    assert round(10 * np.log10(255**2 / np.mean((back - original) ** 2)), 3) == row["psnr"]
+
+
+def test_doctor_finds_this_installation_sound():
+    done = run("doctor", "--json")
+    assert done.returncode == 0, done.stderr.decode()
+    report = json.loads(done.stdout)
+    assert report["failed"] == []
+    assert any("taken" in line for line in report["backends"])
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path):
+    image(tmp_path / "a.png")
+    command = f"{sys.executable} -m vqtok tokenize a.png -o - | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout.strip() in ("0", "141")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_command_leaves_nothing(number, code, tmp_path):
+    os.mkfifo(tmp_path / "stdin")
+    command = [sys.executable, "-m", "vqtok", "tokenize", "-", "-o", "a.vqt"]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"Traceback" not in errors
+    assert only(tmp_path) == []

@@ -1,0 +1,79 @@
+"""The public names, frozen: a change here is a change for users and wants a line in CHANGELOG.md."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+
+import pytest
+
+import vqtok
+
+PUBLIC = {
+    "EmaQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2', *, decay: 'float' = 0.99, "
+    "epsilon: 'float' = 1e-05, revive_below: 'float' = 0.0, kmeans_iterations: 'int' = 0) -> 'None'",
+    "PreprocessSpec": None,
+    "Quantized": "(vectors: 'Tensor', codes: 'Tensor', losses: 'Mapping[str, Tensor]') -> None",
+    "Quantizer": None,
+    "Reconstruction": "(pixels: 'Tensor', quantized: 'Quantized') -> None",
+    "TokenGrid": "(ids: 'Tensor', vocab_size: 'int') -> None",
+    "TokenRuns": "(ids: 'Tensor', lengths: 'Tensor', vocab_size: 'int') -> None",
+    "Tokenizer": "(encoder: 'nn.Module', quantizer: 'Quantizer', decoder: 'nn.Module', preprocess: 'PreprocessSpec') -> 'None'",
+    "Tokens": None,
+    "VectorQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2') -> 'None'",
+    "VqtokError": None,
+    "build": "(preset: 'str', **options: 'Any') -> 'Tokenizer'",
+    "load": "(model: 'str | os.PathLike[str] | None' = None, *, device: 'str | torch.device' = 'cpu', "
+    "precision: 'Precision' = 'float32') -> 'Tokenizer'",
+    "load_tokens": "(path: '_PathLike') -> 'Tokens'",
+    "ops": None,
+    "save_tokens": None,
+}
+TOKENIZER = ["decode", "detokenize", "encode", "fingerprint", "latents", "preprocess", "save", "to", "tokenize"]
+MODULES = sorted(
+    info.name for info in pkgutil.walk_packages(vqtok.__path__, "vqtok.") if not re.search("__main__|kernels", info.name)
+)
+
+
+def test_the_public_names_are_these():
+    assert sorted(vqtok.__all__) == sorted(PUBLIC)
+    assert dir(vqtok) == sorted(PUBLIC)
+    assert all(hasattr(vqtok.Tokenizer, name) for name in TOKENIZER)
+    with pytest.raises(AttributeError, match="tokenise"):
+        vqtok.tokenise  # noqa: B018
+
+
+@pytest.mark.parametrize("name", [name for name, signature in PUBLIC.items() if signature])
+def test_signatures_do_not_move(name):
+    assert str(inspect.signature(getattr(vqtok, name))) == PUBLIC[name]
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name != "ops"])
+def test_public_names_are_documented(name):
+    assert len(inspect.getdoc(getattr(vqtok, name)) or "") > 40
+
+
+def test_the_type_checkers_view_is_the_lazy_one():
+    source = inspect.getsource(vqtok)
+    declared = set(re.findall(r"import (\w+) as \1", source))
+    assert declared == set(PUBLIC)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_in_docstrings_are_true(module):
+    failures, _ = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failures == 0
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_signature_is_annotated(module):
+    loaded = importlib.import_module(module)
+    bare = [
+        f"{name}: {parameter}"
+        for name, function in inspect.getmembers(loaded, inspect.isfunction)
+        if function.__module__ == module
+        for parameter, kind in {**inspect.signature(function).parameters, "return": None}.items()
+        if parameter not in function.__annotations__
+    ]
+    assert bare == []

@@ -1,0 +1,284 @@
+"""Every backend of every op against the reference, bit for bit, and every op in torch's own checks.
+
+Tolerances: none. nearest_code and code_statistics are defined to the last bit (vqtok/ops/reference.py).
+"""
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vqtok.errors import BackendUnavailable, ConfigError
+from vqtok.ops import code_statistics, native, nearest_code, reference, screened, straight_through, use_backend
+from vqtok.ops.table import OPS
+
+NATIVE = {"vqtok.ops.native:nearest_code"}
+"""Backends that come in several instruction sets."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+SHAPES = ((0, 5, 3), (1, 1, 1), (7, 1, 5), (6, 17, 1), (13, 33, 3), (97, 61, 8), (50, 129, 31), (25, 70, 100))
+
+
+def contenders(op):
+    return [
+        pytest.param(backend, isa, id=f"{backend.name}-{isa}".rstrip("-"))
+        for backend in OPS[op].backends[:-1]
+        for isa in (native.INSTRUCTION_SETS if backend.function in NATIVE else ("",))
+    ]
+
+
+@pytest.fixture
+def forced(monkeypatch):
+    def force(backend, isa, latents):
+        if isa:
+            monkeypatch.setenv("VQTOK_CPU_ISA", isa)
+        if reason := backend.reason_against(latents):
+            pytest.skip(f"{backend.name} {reason}")
+        return use_backend(backend.name)
+
+    return force
+
+
+def gauss(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lattice(*shape, seed=0):
+    return torch.randint(-2, 3, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+KINDS = {
+    "gauss": lambda n, k, d: (gauss(n, d), gauss(k, d, seed=1)),
+    "lattice": lambda n, k, d: (lattice(n, d), lattice(k, d, seed=1)),
+    "offset": lambda n, k, d: (gauss(n, d) + 1e3, gauss(k, d, seed=1) + 1e3),
+    "collapsed": lambda n, k, d: (gauss(n, d), lattice(k, 1) + 1e-6 * gauss(k, d, seed=1)),
+    "denormal": lambda n, k, d: (gauss(n, d) * 1e-22, gauss(k, d, seed=1) * 1e-22),
+    "overflowing": lambda n, k, d: (gauss(n, d) * 1e19, gauss(k, d, seed=1) * 2e19),
+    "zeros": lambda n, k, d: (torch.zeros(n, d), torch.zeros(k, d)),
+    "scales": lambda n, k, d: (gauss(n, d) * 10 ** gauss(n, 1), gauss(k, d, seed=1) * 10 ** (5 * gauss(k, 1))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("backend", "isa"), contenders("nearest_code"))
+def test_nearest_code_is_the_references_on_every_kind_of_data(forced, backend, isa, kind):
+    latents, codebook = KINDS[kind](53, 71, 12)
+    with forced(backend, isa, latents):
+        codes = {metric: nearest_code(latents, codebook, metric) for metric in ("l2", "cosine", "dot")}
+    with use_backend("reference"):
+        for metric, came in codes.items():
+            assert torch.equal(came, nearest_code(latents, codebook, metric)), metric
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("backend", "isa"), contenders("nearest_code"))
+def test_nearest_code_is_the_references_in_every_shape_and_dtype(forced, backend, isa, dtype, shape):
+    latents, codebook = (x.to(dtype) for x in KINDS["gauss"](*shape))
+    with forced(backend, isa, latents):
+        codes = nearest_code(latents, codebook)
+    with use_backend("reference"):
+        assert torch.equal(codes, nearest_code(latents, codebook))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("backend", "isa"), contenders("code_statistics"))
+def test_code_statistics_are_the_references_in_every_shape_and_dtype(forced, backend, isa, dtype, shape):
+    rows, vocab_size, dim = shape
+    latents = (gauss(rows, dim) * 10 ** gauss(rows, dim, seed=1)).clamp(-6e4, 6e4).to(dtype)
+    codes = torch.randint(vocab_size, (rows,), generator=torch.Generator().manual_seed(2))
+    with forced(backend, isa, latents):
+        counts, sums = code_statistics(latents, codes, vocab_size)
+    with use_backend("reference"):
+        expected_counts, expected_sums = code_statistics(latents, codes, vocab_size)
+    assert torch.equal(counts, expected_counts)
+    assert torch.equal(sums, expected_sums)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Notes the most elements that any op returned."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return out
+
+
+@pytest.mark.parametrize("kind", ["gauss", "collapsed", "lattice", "zeros"])
+@pytest.mark.parametrize("backend", [screened, reference], ids=["screened", "reference"])
+def test_scores_are_never_held_whole(monkeypatch, backend, kind):
+    monkeypatch.setattr(screened, "_BLOCK_SCORES", 2048)
+    monkeypatch.setattr(reference, "_BLOCK_SCORES", 512)
+    latents, codebook = KINDS[kind](401, 103, 3)
+    with LargestTensor() as largest:
+        codes = backend.nearest_code(latents, codebook, codebook.square().sum(1) / 2)
+    assert largest.elements <= 2048
+    assert len(codes) == 401
+
+
+def test_the_reference_gives_the_same_whatever_its_blocks(monkeypatch):
+    latents, codebook = lattice(50, 2), lattice(60, 2, seed=1)
+    half_norms = codebook.square().sum(1) / 2
+    expected = reference.nearest_code(latents, codebook, half_norms)
+    for scores in (1, 7, 100):
+        monkeypatch.setattr(reference, "_BLOCK_SCORES", scores)
+        assert torch.equal(reference.nearest_code(latents, codebook, half_norms), expected)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_screening_stays_exact_when_torch_may_round_products(monkeypatch, precision):
+    latents, codebook = KINDS["gauss"](300, 200, 16)
+    expected = nearest_code(latents, codebook)
+    products = []
+    product = screened._product
+    monkeypatch.setattr(screened, "_product", lambda *args: products.append(product(*args)) or products[-1])
+    try:
+        torch.set_float32_matmul_precision(precision)
+        with use_backend("screened"):
+            assert torch.equal(nearest_code(latents, codebook), expected)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert {x.dtype for x in products} == {torch.float64}
+    with use_backend("screened"), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest_code(latents, codebook), expected)
+    assert products[-1].dtype == torch.float32
+
+
+@pytest.fixture
+def library():
+    if reason := native.reason_against():
+        pytest.skip(f"cpu {reason}")
+
+
+def test_the_library_serves_many_python_threads_at_once(library):
+    latents, codebook = KINDS["gauss"](700, 130, 48)
+    expected = nearest_code(latents, codebook)
+    with ThreadPoolExecutor(8) as pool:
+        for codes in pool.map(lambda _: nearest_code(latents, codebook), range(32)):
+            assert torch.equal(codes, expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_the_library_works_in_a_forked_child(library):
+    latents, codebook = KINDS["gauss"](700, 130, 48)
+    expected = nearest_code(latents, codebook)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(nearest_code(latents, codebook), expected) else 1)
+    for _ in range(200):
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
+    assert (pid, status) == (child, 0)
+
+
+def test_the_instruction_set_is_forced_by_name(library, monkeypatch):
+    assert "scalar" in native.instruction_sets()
+    monkeypatch.setenv("VQTOK_CPU_ISA", "mmx")
+    with use_backend("cpu"), pytest.raises(ConfigError, match="one of scalar, avx2, avx512, got 'mmx'"):
+        nearest_code(gauss(2, 3), gauss(4, 3))
+    monkeypatch.setenv("VQTOK_CPU_ISA", "avx512")
+    monkeypatch.setattr(native, "instruction_sets", lambda: ("scalar", "avx2"))
+    with (
+        use_backend("cpu"),
+        pytest.raises(BackendUnavailable, match="VQTOK_CPU_ISA=avx512, which this processor lacks"),
+    ):
+        nearest_code(gauss(2, 3), gauss(4, 3))
+
+
+def test_flushed_denormals_do_not_reach_the_library(library):
+    latents, codebook = KINDS["denormal"](53, 71, 12)
+    half_norms = codebook.square().sum(1) / 2
+    expected = native.nearest_code(latents, codebook, half_norms)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor does not flush denormals")
+    try:
+        assert torch.equal(native.nearest_code(latents, codebook, half_norms), expected)
+    finally:
+        torch.set_flush_denormal(False)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x.permute(0, 2, 3, 1).contiguous(),
+    "BCHW": lambda x: x.permute(0, 2, 3, 1),
+    "padded": lambda x: torch.nn.functional.pad(x, (1, 2)).permute(0, 2, 3, 1)[:, :, 1:-2],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", OPS)
+def test_torch_accepts_the_op(op, layout):
+    latents, codebook = LAYOUTS[layout](gauss(2, 5, 3, 4)), gauss(7, 5, seed=1)
+    codes = nearest_code(latents, codebook)
+    inputs = {
+        "nearest_code": (latents, codebook, "l2"),
+        "code_statistics": (latents, codes, 7),
+        "straight_through": (latents, codebook, codes),
+    }
+    opcheck(getattr(torch.ops.vqtok, op).default, inputs[op])
+
+
+def quantize(latents, codebook):
+    codes = nearest_code(latents, codebook)
+    out = straight_through(latents, codebook, codes)
+    counts, sums = code_statistics(latents, codes, codebook.shape[0])
+    loss = out.vectors.sin().sum() + out.losses["codebook"] + 0.25 * out.losses["commitment"]
+    return {"codes": codes, "vectors": out.vectors, "counts": counts, "sums": sums, "loss": loss}
+
+
+@pytest.mark.parametrize(("codebook_learns", "compiler"), [(True, "inductor"), (False, "aot_eager")])
+def test_ops_compile_as_one_graph_and_give_the_same(codebook_learns, compiler):
+    compiled = torch.compile(quantize, fullgraph=True, backend=compiler)
+    results = []
+    for function in (quantize, compiled):
+        latents = gauss(2, 5, 3, 4).permute(0, 2, 3, 1).requires_grad_()
+        codebook = gauss(7, 5, seed=1).requires_grad_(codebook_learns)
+        out = function(latents, codebook)
+        out["loss"].backward()
+        results.append((out, latents.grad, codebook.grad))
+    (eager, latents_grad, codebook_grad), (graph, graph_latents_grad, graph_codebook_grad) = results
+    for name in ("codes", "vectors", "counts", "sums"):
+        assert torch.equal(graph[name], eager[name]), name
+    torch.testing.assert_close(graph_latents_grad, latents_grad)
+    assert (graph_codebook_grad is None) == (codebook_grad is None)
+    if codebook_grad is not None:
+        torch.testing.assert_close(graph_codebook_grad, codebook_grad)
+
+
+def test_a_backend_forced_around_a_compiled_call_is_obeyed(monkeypatch):
+    called = []
+    monkeypatch.setattr(reference, "nearest_code", lambda *args: called.append(1) or screened.nearest_code(*args))
+    monkeypatch.setattr("vqtok.ops.registry._functions", {})
+    compiled = torch.compile(nearest_code, fullgraph=True, backend="eager")
+    compiled(gauss(9, 5), gauss(7, 5))
+    assert not called
+    with use_backend("reference"):
+        compiled(gauss(9, 5), gauss(7, 5))
+    assert called
+
+
+def test_importing_the_ops_loads_no_kernel():
+    code = (
+        "import sys, torch; before = set(sys.modules); import vqtok.ops, vqtok.ops.native; "
+        "new = {m.split('.')[0] for m in set(sys.modules) - before}; "
+        "sys.exit('triton' in new or vqtok.ops.native._loaded.cache_info().currsize)"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.dirname(native.__file__)))
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root}, check=False)
+    assert done.returncode == 0

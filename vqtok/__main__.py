@@ -1,0 +1,5 @@
+"""``python -m vqtok``."""
+
+from vqtok.cli import main
+
+main()

@@ -1,0 +1,93 @@
+"""The command ``vqtok``: one file a subcommand; each is imported when it is run, so ``--help`` needs no torch."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib import import_module
+from types import FrameType
+
+import click
+
+from vqtok.errors import VqtokError
+
+# Name, and what it does: the help of the group must not import the subcommands.
+COMMANDS = {
+    "tokenize": "Turn images into tokens.",
+    "detokenize": "Turn tokens back into images.",
+    "reconstruct": "Show what the tokens keep of an image: a side-by-side picture with the numbers under it.",
+    "inspect": "Say what is in a token file or a model folder; draw the tokens.",
+    "doctor": "Check this installation: versions, devices, backends, a self-test.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules of their own."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order of the table."""
+        return [*COMMANDS]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a subcommand; None when there is none of that name."""
+        return import_module(f"vqtok.cli.{cmd_name}").command if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the subcommands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([*COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"vqtok {version('vqtok')}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version.")
+def group() -> None:
+    """Images to discrete tokens and back.
+
+    \b
+    vqtok tokenize photo.jpg -o photo.vqt
+    vqtok detokenize photo.vqt -o photo.png
+    vqtok reconstruct photo.jpg -o both.png
+
+    Exit codes: 0 done, 1 bug, 2 usage, 3 some inputs failed, 4 input missing or unreadable, 5 output not writable or
+    exists, 6 damaged file, 7 mismatch, 8 resources, 9 not reproducible, 130 and 143 interrupted.
+    """
+
+
+def main() -> None:
+    """Run the command and end the process with its documented exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        status = group(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        status = error.exit_code
+    except VqtokError as error:
+        status = fail(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        status = fail("interrupted; nothing was left half done, run it again to go on", 130)
+    except MemoryError:
+        status = fail("out of memory: use smaller images or a machine with more memory", 8)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        status = fail("this is a bug in vqtok: please report it with the lines above", 1)
+    sys.exit(status or 0)
+
+
+def fail(message: str, exit_code: int) -> int:
+    """Print one line on stderr and return the exit code."""
+    click.echo(f"vqtok: {message}", err=True)
+    return exit_code
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)

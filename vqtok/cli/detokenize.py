@@ -1,0 +1,121 @@
+"""``vqtok detokenize``: tokens back to images."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+import click
+
+from vqtok.cli import options
+from vqtok.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from vqtok.types import Tokens
+
+FORMATS = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
+
+
+@click.command("detokenize")
+@click.argument("input", metavar="FILE.vqt")
+@click.option("-o", "--output", required=True, metavar="IMAGE|DIR", help="Image to write, folder for several, '-' for stdout.")
+@options.model
+@options.overwrite
+@options.as_json
+def command(
+    input: str, output: str, model: str | None, device: str, precision: str, overwrite: bool, as_json: bool
+) -> None:
+    """Turn a token file ('-' for stdin) back into images of their true sizes."""
+    from vqtok import store
+
+    tokens = store.tokens_from_bytes(sys.stdin.buffer.read()) if input == "-" else store.load_tokens(input)
+    targets = plan(tokens, output, overwrite, as_json)
+    tokenizer = options.load_model(model, device, precision)
+    arrays = options.progress(tokenizer.detokenize_arrays(tokens), len(tokens), "detokenize")
+    for array, target in zip(arrays, targets, strict=True):
+        write_image(array, target, overwrite)
+    if as_json:
+        outputs = [str(target) for target in targets]
+        options.print_json({"schema": "vqtok.result/1", "ok": True, "exit_code": 0, "outputs": outputs})
+    elif output != "-":
+        click.echo(f"{output}: {len(tokens)} image{'s' if len(tokens) != 1 else ''}", err=True)
+
+
+def plan(tokens: Tokens, output: str, overwrite: bool, as_json: bool) -> list[Path | None]:
+    """Return where each image goes, None for stdout; refuse before any work is done."""
+    if output == "-":
+        if len(tokens) != 1 or as_json:
+            raise ConfigError(f"expected one image and no --json with '-o -', got {len(tokens)} images")
+        return [None]
+    return [*plan_files(tokens.keys, output, overwrite)]
+
+
+def plan_files(keys: Sequence[str], output: str, overwrite: bool) -> list[Path]:
+    """Return the image file for each key: the output itself, or a name in it when it is a folder."""
+    single = Path(output).suffix.lower() in FORMATS
+    if single and len(keys) != 1:
+        raise ConfigError(f"expected one image for -o {output!r}, got {len(keys)}: use -o FOLDER")
+    targets = [Path(output)] if single else [Path(output, name) for name in file_names(keys)]
+    for target in targets:
+        if target.exists() and not overwrite:
+            raise OutputError(f"{str(target)!r}: it exists already: choose another name, or use --overwrite")
+    try:
+        for folder in () if single else {target.parent for target in targets}:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{output!r}: expected a folder that can be made, but: {error.strerror}") from None
+    return targets
+
+
+def file_names(keys: Iterable[str]) -> list[str]:
+    """Return a safe and distinct relative path for each key, ending in ``.png``.
+
+    Every part is percent-encoded; no part can leave the folder, clash by case alone, or be a name that Windows reserves.
+
+    >>> file_names(["a/b.jpg", "../../etc/passwd", "A/B.jpg"])
+    ['a/b.png', '%2E%2E/%2E%2E/etc/passwd.png', 'A/B-2.png']
+    """
+    seen: set[str] = set()
+    names = []
+    for key in keys:
+        parts = [_safe(part) for part in key.split("/") if part not in ("", ".")] or ["image"]
+        stem = "/".join([*parts[:-1], os.path.splitext(parts[-1])[0]])
+        name, n = f"{stem}.png", 1
+        while name.casefold() in seen:
+            n += 1
+            name = f"{stem}-{n}.png"
+        seen.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _safe(part: str) -> str:
+    encoded = quote(part, safe=" ()[]{}+,=@~!$&'")
+    if set(encoded) == {"."}:
+        return encoded.replace(".", "%2E")
+    if encoded.split(".")[0].casefold() in _WINDOWS_NAMES:
+        encoded = f"_{encoded}"
+    # Long names keep their beginning and are told apart by a checksum.
+    return encoded if len(encoded) <= 200 else f"{encoded[:180]}-{zlib.crc32(part.encode()):08x}"
+
+
+def write_image(array: object, target: Path | None, overwrite: bool) -> None:
+    """Encode uint8 [H, W, 3] in the format of the target's suffix, and commit it or write PNG to stdout."""
+    from PIL import Image
+
+    from vqtok.store.commit import commit
+
+    buffer = io.BytesIO()
+    image = Image.fromarray(array)  # pyright: ignore[reportArgumentType]
+    image.save(buffer, FORMATS[target.suffix.lower()] if target else "PNG", lossless=True, quality=95)
+    if target is None:
+        options.write_binary(buffer.getvalue())
+    else:
+        commit(target, buffer.getvalue(), overwrite=overwrite)

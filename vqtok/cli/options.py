@@ -1,0 +1,84 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from vqtok.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vqtok.tokenizer import Tokenizer
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+_SECONDS_A_LINE = 30.0
+
+overwrite = click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+
+
+def model(function: F) -> F:
+    """Add the options that choose a model and where it runs."""
+    for option in (
+        click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ..."),
+        click.option("-m", "--model", metavar="DIR", help="Model folder.  [default: the embedded photo-f8]"),
+    ):
+        function = option(function)
+    return function
+
+
+def load_model(model: str | None, device: str, precision: str) -> Tokenizer:
+    """Load the model that the options name."""
+    import torch
+
+    from vqtok.loading import load
+
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return load(model, device=chosen, precision=precision)  # pyright: ignore[reportArgumentType]
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Yield items with a bar on a terminal, and a line on stderr every half minute elsewhere."""
+    if sys.stderr.isatty() and total > 1:
+        from tqdm import tqdm
+
+        yield from tqdm(items, what, total, unit="img", leave=False)
+        return
+    started = shown = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - shown >= _SECONDS_A_LINE:
+            shown, rate = now, done / (now - started)
+            click.echo(f"{what}: {done} of {total}, {rate:.1f} img/s, {(total - done) / rate:.0f} s left", err=True)
+
+
+def print_json(result: Mapping[str, object]) -> None:
+    """Print one JSON object on stdout."""
+    write_stdout(f"{json.dumps(result, ensure_ascii=False)}\n".encode("utf-8", "surrogateescape"))
+
+
+def write_stdout(data: bytes) -> None:
+    """Write to stdout; when its reader has gone away, as ``| head`` does, end quietly."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second error when Python exits
+        raise click.exceptions.Exit(141) from None
+
+
+def write_binary(data: bytes) -> None:
+    """Write to stdout what only programs can read."""
+    if sys.stdout.isatty():
+        raise ConfigError("expected '-o -' with stdout in a pipe or a file, got a terminal: use -o FILE")
+    write_stdout(data)
