@@ -82,7 +82,9 @@ def main() -> None:
         print(f"{name:8s} {bits:6.3f} bits a pixel  {db:6.2f} dB")
     print(f"codes used: {100 * usage:.1f} % of {tokens.vocab_size}")
     if options.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip()
         result = {
             "images": len(shown),
             "rows": {name: {"bits_per_pixel": bits, "psnr": db} for name, (bits, db) in rows.items()},

@@ -1,6 +1,6 @@
 """Train the embedded default tokenizer on folders of photographs; stop and start it as you like.
 
-    python examples/train_photo_f8.py RUN --photos corpus/train --extra corpus/extra --validate corpus/val
+python examples/train_photo_f8.py RUN --photos corpus/train --extra corpus/extra --validate corpus/val
 """
 
 import argparse

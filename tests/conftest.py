@@ -8,7 +8,6 @@ import torch
 import vqtok
 from vqtok.tokenizer import Tokenizer
 
-
 # Tests run in two processes; threads of theirs would only wait for each other. Commands that tests start inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)

@@ -156,7 +156,8 @@ def read_section(kind: type[S], config: object, name: str) -> S:
 def explain_validation(error: ValidationError) -> str:
     """Return one line that names every refused key, what was expected there and what came."""
     return "; ".join(
-        f"{'.'.join(map(str, e['loc']))}: {e['msg'][:1].lower()}{e['msg'][1:]}, got {e['input']!r:.60}" for e in error.errors()
+        f"{'.'.join(map(str, e['loc']))}: {e['msg'][:1].lower()}{e['msg'][1:]}, got {e['input']!r:.60}"
+        for e in error.errors()
     )
 
 

@@ -39,7 +39,7 @@ class ImageError(InputError):
 
     Attributes:
         kind: a stable word for tables and failure rows: ``missing``, ``unreadable``, ``empty``, ``format``,
-            ``truncated``, ``corrupt``, ``too_large``, ``too_many_pixels``, ``depth``, ``decode``.
+            ``truncated``, ``corrupt``, ``too_large``, ``too_many_pixels``, ``depth``, ``memory``, ``decode``.
     """
 
     def __init__(self, kind: str, message: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 
 from vqtok import store
-from vqtok.architecture import DECODERS, ENCODERS, FORMAT, QUANTIZERS, Architecture, ModelCard, override, read_section
+from vqtok.architecture import DECODERS, ENCODERS, FORMAT, QUANTIZERS, ModelCard, override, read_section
 from vqtok.errors import ConfigError, MismatchError, ResourceError
 from vqtok.presets import find_preset
 from vqtok.quantizers import EmaQuantizer
@@ -106,7 +106,9 @@ def _load_folder(folder: Path) -> Tokenizer:
     with torch.device("meta"):  # no time is spent on random weights that are replaced at once
         tokenizer = assemble(card)
     weights = store.read_weights(folder, {name: tuple(x.shape) for name, x in tokenizer.inference_tensors().items()})
-    state = {name: torch.zeros(x.shape, dtype=x.dtype) for name, x in tokenizer.state_dict().items() if name not in weights}
+    state = {
+        name: torch.zeros(x.shape, dtype=x.dtype) for name, x in tokenizer.state_dict().items() if name not in weights
+    }
     tokenizer.load_state_dict(state | {name: torch.from_numpy(x) for name, x in weights.items()}, assign=True)
     if isinstance(tokenizer.quantizer, EmaQuantizer):
         tokenizer.quantizer.adopt_codebook()

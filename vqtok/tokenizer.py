@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 import platform
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import PIL
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vqtok import images, store
+from vqtok import images, store, streaming
 from vqtok.architecture import FORMAT, ModelCard
 from vqtok.errors import ConfigError, MismatchError
 from vqtok.images import PreprocessSpec
@@ -34,15 +29,6 @@ STORED: dict[WeightDtype, store.StoredDtype] = {"float32": "F32", "float16": "F1
 # Pixels that go through a network at once. The number of images this makes depends on their size and the device only,
 # and the last batch is filled up with zeros: so tokens cannot depend on batch size, order or neighbours.
 MICRO_BATCH_PIXELS = {"cpu": 256 * 256, "cuda": 8 * 1024 * 1024}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenizedImage:
-    """One row of `Tokens`: ids int64 [h, w] or [h, w, Q], and the true (height, width)."""
-
-    key: str
-    ids: npt.NDArray[np.int64]
-    size: tuple[int, int]
 
 
 class Tokenizer(nn.Module):
@@ -65,7 +51,9 @@ class Tokenizer(nn.Module):
     torch.Size([2, 8, 12])
     """
 
-    def __init__(self, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module, preprocess: PreprocessSpec) -> None:
+    def __init__(
+        self, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module, preprocess: PreprocessSpec
+    ) -> None:
         super().__init__()
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
         self.spec = preprocess
@@ -120,8 +108,12 @@ class Tokenizer(nn.Module):
         """Return pixels float32 [B, 3, H, W] in the model's own range."""
         if tokens.vocab_size != self.vocab_size:
             raise MismatchError(f"expected tokens of a vocabulary of {self.vocab_size}, got {tokens.vocab_size}")
-        if tokens.ids.ndim < 3 or (tokens.ids.numel() and not 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < self.vocab_size):
-            raise ConfigError(f"expected ids [B, h, w] in 0..{self.vocab_size - 1}, got {list(tokens.ids.shape)} or ids outside")
+        if tokens.ids.ndim < 3 or (
+            tokens.ids.numel() and not 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < self.vocab_size
+        ):
+            raise ConfigError(
+                f"expected ids [B, h, w] in 0..{self.vocab_size - 1}, got {list(tokens.ids.shape)} or ids outside"
+            )
         height, width = tokens.ids.shape[1:3]
         decode = lambda ids: self.decode_vectors(self.quantizer.decode(ids))  # noqa: E731
         return self._in_micro_batches(decode, tokens.ids.to(self.device), height * width * self.factor**2)
@@ -142,7 +134,9 @@ class Tokenizer(nn.Module):
         length = self.micro_batch(pixels_each)
         parts = []
         for part in batch.split(length):
-            filled = torch.cat([part, part.new_zeros(length - len(part), *part.shape[1:])]) if len(part) < length else part
+            filled = (
+                torch.cat([part, part.new_zeros(length - len(part), *part.shape[1:])]) if len(part) < length else part
+            )
             parts.append(function(filled.to(self.device))[: len(part)])
         return torch.cat(parts) if parts else function(batch.new_zeros(length, *batch.shape[1:]).to(self.device))[:0]
 
@@ -178,42 +172,20 @@ class Tokenizer(nn.Module):
         """
         single = isinstance(sources, str | os.PathLike | bytes | Image.Image | np.ndarray)
         listed = [sources] if single else list(sources)
-        keys = unique_keys(source_key(source, i) for i, source in enumerate(listed))
+        keys = streaming.unique_keys(streaming.key_of(source, i) for i, source in enumerate(listed))
         arrays = ((key, images.to_rgb(source, self.spec, name=key)) for key, source in zip(keys, listed, strict=True))
-        return self.collect(self.stream(arrays), keys)
+        return streaming.collect(self, streaming.tokenize(self, arrays), keys)
 
-    def stream(self, arrays: Iterable[tuple[str, images.RGB]]) -> Iterator[TokenizedImage]:
-        """Tokenize named uint8 arrays [H, W, 3] as they come; equal sizes share micro-batches, so order may change.
-
-        Memory holds at most one micro-batch of each size that has come up.
-        """
-        waiting: dict[tuple[int, int], list[tuple[str, images.RGB]]] = defaultdict(list)
-        for key, array in arrays:
-            shape = images.padded_size(array.shape[:2], self.spec)
-            waiting[shape].append((key, array))
-            if len(waiting[shape]) == self.micro_batch(math.prod(shape)):
-                yield from self._tokenize_equal(waiting.pop(shape))
-        for rows in waiting.values():
-            yield from self._tokenize_equal(rows)
-
-    def _tokenize_equal(self, rows: list[tuple[str, images.RGB]]) -> Iterator[TokenizedImage]:
-        pixels = torch.from_numpy(np.stack([images.to_pixels(array, self.spec) for _, array in rows]))
-        grids = self.encode(pixels).ids.cpu().numpy()
-        for (key, array), ids in zip(rows, grids, strict=True):
-            yield TokenizedImage(key, ids, array.shape[:2])
-
-    def collect(self, rows: Iterable[TokenizedImage], keys: Iterable[str]) -> Tokens:
-        """Put streamed rows together, in the order of keys; keys without a row are left out."""
-        by_key = {row.key: row for row in rows}
-        ordered = [by_key[key] for key in keys if key in by_key]
-        grids = [(row.ids.shape[2] if row.ids.ndim == 3 else 1, *row.ids.shape[:2]) for row in ordered]
+    def no_tokens(self) -> Tokens:
+        """Return the tokens of no image: what all tokens of this model have in common."""
+        none = np.zeros(0, np.int64)
         return Tokens(
-            ids=np.concatenate([row.ids.reshape(-1) for row in ordered]) if ordered else np.zeros(0, np.int64),
-            offsets=np.cumsum([0, *(row.ids.size for row in ordered)], dtype=np.int64),
-            grids=np.array(grids, np.int64).reshape(-1, 3),
-            sizes=np.array([row.size for row in ordered], np.int64).reshape(-1, 2),
+            ids=none,
+            offsets=np.zeros(1, np.int64),
+            grids=none.reshape(0, 3),
+            sizes=none.reshape(0, 2),
             vocab_size=self.vocab_size,
-            keys=tuple(row.key for row in ordered),
+            keys=(),
             fingerprint=self.fingerprint,
             record=self.record(),
         )
@@ -224,30 +196,17 @@ class Tokenizer(nn.Module):
         Raises:
             MismatchError: the tokens are another model's.
         """
-        return [Image.fromarray(array) for array in self.detokenize_arrays(tokens)]
-
-    def detokenize_arrays(self, tokens: Tokens) -> Iterator[images.RGB]:
-        """Yield the images of tokens in order as uint8 arrays [H, W, 3]; neighbours of one grid share micro-batches."""
-        self.check_tokens(tokens)
-        start = 0
-        while start < len(tokens):
-            _, h, w = (int(x) for x in tokens.grids[start])
-            length = self.micro_batch(h * w * self.factor**2)
-            equal = (tokens.grids[start : start + length] == tokens.grids[start]).all(axis=1)
-            stop = start + (len(equal) if equal.all() else int(equal.argmin()))
-            rows = tokens[start:stop]
-            pixels = self.decode(TokenGrid(torch.from_numpy(np.asarray(rows)), tokens.vocab_size)).cpu().numpy()
-            for image, (height, width) in zip(pixels, rows.sizes.tolist(), strict=True):
-                yield images.from_pixels(image, self.spec, (height, width))
-            start = stop
+        return [Image.fromarray(array) for array in streaming.detokenize(self, tokens)]
 
     def check_tokens(self, tokens: Tokens) -> None:
-        """Raise MismatchError unless the tokens are this model's; tokens without a fingerprint are believed."""
+        """Raise MismatchError unless the tokens can be this model's; without a fingerprint, shapes must do."""
         if tokens.vocab_size != self.vocab_size or tokens.fingerprint not in ("", self.fingerprint):
             raise MismatchError(
-                f"expected tokens of model {self.fingerprint[:12]} (vocabulary {self.vocab_size}), got tokens of model "
-                f"{tokens.fingerprint[:12] or 'unknown'} (vocabulary {tokens.vocab_size}): load the model that made them"
+                f"expected tokens of model {self.fingerprint[:12]} (vocabulary {self.vocab_size}), got tokens of "
+                f"{tokens.fingerprint[:12] or 'another'} (vocabulary {tokens.vocab_size}): load the model of those"
             )
+        if (-(-tokens.sizes // self.factor) != tokens.grids[:, 1:]).any():
+            raise MismatchError(f"expected grids of one token for {self.factor} x {self.factor} pixels, got others")
 
     # Identity --------------------------------------------------------------------------------------------------------
 
@@ -268,7 +227,7 @@ class Tokenizer(nn.Module):
         return {name: x for name, x in self.state_dict().items() if name not in training}
 
     def record(self) -> dict[str, object]:
-        """Return what a token file says of its origin: fingerprints, and all that bits depend on beside model and image."""
+        """Return what a token file says of its origin: fingerprints, and what bits depend on beside model and image."""
         codebook = self.quantizer.decode(torch.arange(self.vocab_size, device=self.device)).detach().cpu().numpy()
         return {
             "fingerprints": {
@@ -299,27 +258,9 @@ class Tokenizer(nn.Module):
             OutputError: the folder exists or cannot be written.
         """
         if self.card is None:
-            raise ConfigError("expected a tokenizer from vqtok.build or vqtok.load to save, got one put together by hand")
+            raise ConfigError(
+                "expected a tokenizer from vqtok.build or vqtok.load to save, got one put together by hand"
+            )
         tensors = {name: x.detach().cpu().numpy() for name, x in self.inference_tensors().items()}
         config = {"format": FORMAT, **self.card.model_dump(mode="json")}
         store.write_model(folder, config, tensors, dtype=STORED[dtype], overwrite=overwrite)
-
-
-def source_key(source: images.Source, index: int) -> str:
-    """Return what an image is called in a token file: its path as given, or its number in the call."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else str(index)
-
-
-def unique_keys(keys: Iterable[str]) -> tuple[str, ...]:
-    """Return keys, with ``#2``, ``#3``, ... appended where one comes again.
-
-    >>> unique_keys(["a", "b", "a"])
-    ('a', 'b', 'a#2')
-    """
-    seen: set[str] = set()
-    unique = []
-    for key in keys:
-        candidates = (key if n == 1 else f"{key}#{n}" for n in itertools.count(1))
-        unique.append(next(candidate for candidate in candidates if candidate not in seen))
-        seen.add(unique[-1])
-    return tuple(unique)

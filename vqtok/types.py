@@ -6,8 +6,8 @@ File level (numpy, so that reading a token file needs no torch): `Tokens`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, SupportsIndex
 
 import numpy as np
@@ -131,15 +131,13 @@ class Tokens:
             index = slice(i, i + 1)
         rows = range(len(self))[index]
         spans = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in rows]
-        return Tokens(
-            ids=np.concatenate(spans) if spans else self.ids[:0],
+        return replace(
+            self,
+            ids=np.concatenate([self.ids[:0], *spans]),
             offsets=np.cumsum([0, *map(len, spans)], dtype=np.int64),
             grids=self.grids[index],
             sizes=self.sizes[index],
-            vocab_size=self.vocab_size,
             keys=self.keys[index],
-            fingerprint=self.fingerprint,
-            record=self.record,
         )
 
     def __iter__(self) -> Iterator[Tokens]:
@@ -162,3 +160,27 @@ class Tokens:
     def sequences(self, offset: int = 0) -> list[npt.NDArray[np.int64]]:
         """Return each image's ids as one int64 [T_i] sequence, ``offset`` added, as a language model takes them."""
         return [self.ids[a:b] + offset for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
+
+
+def concatenate(parts: Sequence[Tokens]) -> Tokens:
+    """Return the images of several `Tokens` of one model, one after the other; the record is the first one's.
+
+    Raises:
+        ConfigError: there are no parts, or they are of different models.
+
+    >>> part = Tokens(np.arange(2), np.array([0, 2]), np.array([[1, 1, 2]]), np.array([[8, 16]]), 8, ("a",), "")
+    >>> concatenate([part, part]).offsets.tolist()
+    [0, 2, 4]
+    """
+    models = {(part.vocab_size, part.fingerprint) for part in parts}
+    if len(models) != 1:
+        raise ConfigError(f"expected tokens of one model, got {len(models)}")
+    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    return replace(
+        parts[0],
+        ids=np.concatenate([part.ids for part in parts]),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        grids=np.concatenate([part.grids for part in parts]),
+        sizes=np.concatenate([part.sizes for part in parts]),
+        keys=tuple(key for part in parts for key in part.keys),
+    )

@@ -96,7 +96,13 @@ def test_bad_images_get_one_line_each_and_the_others_are_done(tmp_path):
     assert done.returncode == 3
     result = json.loads(done.stdout)
     assert [failure["key"] for failure in result["failures"]] == bad
-    assert [failure["kind"] for failure in result["failures"]] == ["truncated", "format", "empty", "unreadable", "missing"]
+    assert [failure["kind"] for failure in result["failures"]] == [
+        "truncated",
+        "format",
+        "empty",
+        "unreadable",
+        "missing",
+    ]
     lines = done.stderr.decode().splitlines()
     assert len(lines) == len(bad) + 1
     assert all(name in line for name, line in zip(bad, lines[:-1], strict=True))
@@ -214,7 +220,9 @@ def test_doctor_finds_this_installation_sound():
 def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path):
     image(tmp_path / "a.png")
     command = f"{sys.executable} -m vqtok tokenize a.png -o - | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False
+    )
     assert done.stdout.strip() in ("0", "141")
     assert done.stderr == ""
 

@@ -19,7 +19,16 @@ def test_examples_are_short():
 
 def train(run: Path, photos: Path, steps: int) -> None:
     small = [f"--option={name}=8" for name in ("vocab_size",)]
-    command = [sys.executable, ROOT / "examples/train_photo_f8.py", run, "--photos", photos, "--validate", photos, *small]
+    command = [
+        sys.executable,
+        ROOT / "examples/train_photo_f8.py",
+        run,
+        "--photos",
+        photos,
+        "--validate",
+        photos,
+        *small,
+    ]
     subprocess.run([*map(str, command), "--steps", str(steps)], check=True, capture_output=True, timeout=110)
 
 

@@ -19,7 +19,8 @@ PUBLIC = {
     "Reconstruction": "(pixels: 'Tensor', quantized: 'Quantized') -> None",
     "TokenGrid": "(ids: 'Tensor', vocab_size: 'int') -> None",
     "TokenRuns": "(ids: 'Tensor', lengths: 'Tensor', vocab_size: 'int') -> None",
-    "Tokenizer": "(encoder: 'nn.Module', quantizer: 'Quantizer', decoder: 'nn.Module', preprocess: 'PreprocessSpec') -> 'None'",
+    "Tokenizer": "(encoder: 'nn.Module', quantizer: 'Quantizer', decoder: 'nn.Module', "
+    "preprocess: 'PreprocessSpec') -> 'None'",
     "Tokens": None,
     "VectorQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2') -> 'None'",
     "VqtokError": None,
@@ -32,7 +33,9 @@ PUBLIC = {
 }
 TOKENIZER = ["decode", "detokenize", "encode", "fingerprint", "latents", "preprocess", "save", "to", "tokenize"]
 MODULES = sorted(
-    info.name for info in pkgutil.walk_packages(vqtok.__path__, "vqtok.") if not re.search("__main__|kernels", info.name)
+    info.name
+    for info in pkgutil.walk_packages(vqtok.__path__, "vqtok.")
+    if not re.search("__main__|kernels", info.name)
 )
 
 

@@ -227,7 +227,7 @@ def test_kill_at_every_call(kind, old, tmp_path):
     assert int(done.stdout) > 8, "expected some calls to be killed at"
 
 
-def kill_at_every_call(kind, old, folder):
+def kill_at_every_call(kind, old, folder):  # noqa: C901
     """Fork a child for each step, kill it there, and look at what it left."""
     for at in range(1, 200):
         place = folder / str(at)

@@ -39,7 +39,7 @@ def test_any_multiple_of_the_factor_goes_through_and_comes_back(encoder, decoder
     [("vqgan-f16-1024", 72.14), ("vqgan-f16-16384", 76.07)],
 )
 def test_vqgan_has_the_published_number_of_parameters(preset, millions):
-    """taming-transformers, imagenet f16: 343 tensors, 72.14 M with 1024 codes; 15360 codes more of 256 are 3.93 M more."""
+    """taming-transformers, imagenet f16: 343 tensors, 72.14 M with 1024 codes; 15360 more of 256 are 3.93 M more."""
     with torch.device("meta"):
         tokenizer = vqtok.build(preset)
     assert len(tokenizer.state_dict()) == 343

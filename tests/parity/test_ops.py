@@ -159,6 +159,10 @@ def test_screening_stays_exact_when_torch_may_round_products(monkeypatch, precis
 def library():
     if reason := native.reason_against():
         pytest.skip(f"cpu {reason}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_the_library_serves_many_python_threads_at_once(library):
@@ -177,7 +181,7 @@ def test_the_library_works_in_a_forked_child(library):
     child = os.fork()
     if child == 0:
         os._exit(0 if torch.equal(nearest_code(latents, codebook), expected) else 1)
-    for _ in range(200):
+    for _ in range(1200):
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
             break

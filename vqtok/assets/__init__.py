@@ -1,0 +1,1 @@
+"""The embedded default tokenizer, as a model folder."""

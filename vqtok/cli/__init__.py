@@ -47,9 +47,11 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version.")
+@click.option(
+    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version."
+)
 def group() -> None:
-    """Images to discrete tokens and back.
+    r"""Images to discrete tokens and back.
 
     \b
     vqtok tokenize photo.jpg -o photo.vqt

@@ -25,7 +25,9 @@ _WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com",
 
 @click.command("detokenize")
 @click.argument("input", metavar="FILE.vqt")
-@click.option("-o", "--output", required=True, metavar="IMAGE|DIR", help="Image to write, folder for several, '-' for stdout.")
+@click.option(
+    "-o", "--output", required=True, metavar="IMAGE|DIR", help="Image to write, folder for several, '-' for stdout."
+)
 @options.model
 @options.overwrite
 @options.as_json
@@ -38,7 +40,9 @@ def command(
     tokens = store.tokens_from_bytes(sys.stdin.buffer.read()) if input == "-" else store.load_tokens(input)
     targets = plan(tokens, output, overwrite, as_json)
     tokenizer = options.load_model(model, device, precision)
-    arrays = options.progress(tokenizer.detokenize_arrays(tokens), len(tokens), "detokenize")
+    from vqtok import streaming  # after the checks that need no torch
+
+    arrays = options.progress(streaming.detokenize(tokenizer, tokens), len(tokens), "detokenize")
     for array, target in zip(arrays, targets, strict=True):
         write_image(array, target, overwrite)
     if as_json:
@@ -77,7 +81,7 @@ def plan_files(keys: Sequence[str], output: str, overwrite: bool) -> list[Path]:
 def file_names(keys: Iterable[str]) -> list[str]:
     """Return a safe and distinct relative path for each key, ending in ``.png``.
 
-    Every part is percent-encoded; no part can leave the folder, clash by case alone, or be a name that Windows reserves.
+    Parts are percent-encoded; none can leave the folder, clash by case alone, or be a name that Windows reserves.
 
     >>> file_names(["a/b.jpg", "../../etc/passwd", "A/B.jpg"])
     ['a/b.png', '%2E%2E/%2E%2E/etc/passwd.png', 'A/B-2.png']

@@ -54,7 +54,9 @@ class Reader:
         if not self.failures:
             return None
         if self.done:
-            return TooManyFailures(f"{len(self.failures)} of {len(self.failures) + self.done} inputs failed, the others are done")
+            return TooManyFailures(
+                f"{len(self.failures)} of {len(self.failures) + self.done} inputs failed, the others are done"
+            )
         return InputError("no input could be read, nothing was written")
 
     def summary(self) -> dict[str, object]:

@@ -40,7 +40,7 @@ def command(
 
     from vqtok.cli.detokenize import plan_files, write_image
     from vqtok.cli.reading import Reader
-    from vqtok.tokenizer import unique_keys
+    from vqtok.streaming import unique_keys
 
     keys = unique_keys(item.key for item in listed)
     targets = dict(zip(keys, plan_files(keys, output, overwrite), strict=True))
@@ -62,10 +62,11 @@ def command(
 
 def measure(tokenizer: Tokenizer, array: RGB) -> tuple[RGB, Numbers]:
     """Return the reconstruction of uint8 [H, W, 3], and its numbers."""
+    from vqtok import streaming
     from vqtok.evaluation.metrics import bits_per_pixel, psnr
 
     tokens = tokenizer.tokenize(array)
-    back = next(tokenizer.detokenize_arrays(tokens))
+    back = next(streaming.detokenize(tokenizer, tokens))
     found = psnr(array, back)
     numbers = {
         "width": array.shape[1],

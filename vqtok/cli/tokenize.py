@@ -24,15 +24,15 @@ def command(
     listed = expand(inputs)
     check_output(output, overwrite, as_json)
 
-    from vqtok import store
+    from vqtok import store, streaming
     from vqtok.cli.reading import Reader
-    from vqtok.tokenizer import unique_keys
 
     tokenizer = options.load_model(model, device, precision)
-    keys = unique_keys(item.key for item in listed)
+    keys = streaming.unique_keys(item.key for item in listed)
     reader = Reader(tokenizer.spec)
     arrays = reader.read(list(zip(keys, listed, strict=True)))
-    tokens = tokenizer.collect(options.progress(tokenizer.stream(arrays), len(listed), "tokenize"), keys)
+    rows = options.progress(streaming.tokenize(tokenizer, arrays), len(listed), "tokenize")
+    tokens = streaming.collect(tokenizer, rows, keys)
     if len(tokens):
         if output == "-":
             options.write_binary(store.tokens_to_bytes(tokens))

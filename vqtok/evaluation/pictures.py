@@ -60,7 +60,10 @@ def token_map(tokens: Tokens, pixels: int = 8) -> RGB:
 def code_colours(vocab_size: int) -> npt.NDArray[np.uint8]:
     """Return uint8 [vocab_size, 3]: hues a golden angle apart, so that neighbouring ids look different."""
     codes = range(vocab_size)
-    rows = [colorsys.hsv_to_rgb(i * _GOLDEN % 1, 0.45 + 0.5 * (i * 7 % 11) / 10, 0.6 + 0.4 * (i * 5 % 13) / 12) for i in codes]
+    rows = [
+        colorsys.hsv_to_rgb(i * _GOLDEN % 1, 0.45 + 0.5 * (i * 7 % 11) / 10, 0.6 + 0.4 * (i * 5 % 13) / 12)
+        for i in codes
+    ]
     return (np.array(rows) * 255).astype(np.uint8)
 
 

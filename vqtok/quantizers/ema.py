@@ -68,7 +68,8 @@ class EmaQuantizer(Quantizer):
         check_space(dim, vocab_size)
         if not 0 <= decay < 1:
             raise ConfigError(f"expected decay in [0, 1), got {decay}")
-        self.dim, self.vocab_size, self.metric = dim, vocab_size, check_metric(metric)
+        self.dim, self.vocab_size = dim, vocab_size
+        self.metric: Metric = check_metric(metric)
         self.decay, self.epsilon = decay, epsilon
         self.revive_below, self.kmeans_iterations = revive_below, kmeans_iterations
         codebook = torch.empty(vocab_size, dim).uniform_(-1, 1)

@@ -36,7 +36,8 @@ class VectorQuantizer(Quantizer):
     def __init__(self, dim: int, vocab_size: int, metric: Metric = "l2") -> None:
         super().__init__()
         check_space(dim, vocab_size)
-        self.dim, self.vocab_size, self.metric = dim, vocab_size, check_metric(metric)
+        self.dim, self.vocab_size = dim, vocab_size
+        self.metric: Metric = check_metric(metric)
         self.codebook = nn.Parameter(torch.empty(vocab_size, dim).uniform_(-1 / vocab_size, 1 / vocab_size))
 
     def encode(self, latents: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class VectorQuantizer(Quantizer):
         return effective_codebook(self.codebook, self.metric)[codes]
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize latents [..., D]; losses ``codebook`` (eq. 3, second term) and ``commitment`` (third, without beta)."""
+        """Quantize latents [..., D]; losses ``codebook`` and ``commitment`` (equation 3, without beta)."""
         codes = self.encode(latents)
         codebook = effective_codebook(self.codebook, self.metric)
         return ops.straight_through(effective_latents(latents, self.metric), codebook, codes)

@@ -48,9 +48,7 @@ class TokenFile:
     keep: _Bytes
 
 
-def pack(
-    tokens: Tokens, source_sha256: _Bytes | None, keep: _Bytes | None
-) -> list[memoryview]:
+def pack(tokens: Tokens, source_sha256: _Bytes | None, keep: _Bytes | None) -> list[memoryview]:
     """Return the pieces of a token file; ConfigError when the tokens break a promise of the format."""
     if not 1 <= tokens.vocab_size <= _MAX_CODES:
         raise ConfigError(f"expected a vocab_size of 1..{_MAX_CODES}, got {tokens.vocab_size}")

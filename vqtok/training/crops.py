@@ -64,7 +64,9 @@ def short_side(photo: images.RGB, side: int) -> npt.NDArray[np.uint8]:
     scale = side / min(height, width)
     if scale >= 1:
         return photo
-    return np.asarray(Image.fromarray(photo).resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC))
+    return np.asarray(
+        Image.fromarray(photo).resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    )
 
 
 def _pyramid(path: Path) -> list[images.RGB]:

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vqtok import images
+from vqtok import images, streaming
 from vqtok.errors import ConfigError
 from vqtok.evaluation.metrics import psnr
 from vqtok.quantizers import EmaQuantizer
@@ -105,7 +105,8 @@ class Run:
         decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
         averages = [*self.averaged.encoder.parameters(), *self.averaged.decoder.parameters()]
         weights = [*self.tokenizer.encoder.parameters(), *self.tokenizer.decoder.parameters()]
-        torch._foreach_lerp_(averages, weights, 1 - decay)
+        for average, weight in zip(averages, weights, strict=True):
+            average.lerp_(weight, 1 - decay)
 
     @torch.no_grad()
     def _start_codebook(self, crops: PhotoCrops) -> None:
@@ -124,7 +125,9 @@ class Run:
 
     def validate(self, photos: Sequence[images.RGB]) -> float:
         """Return the mean PSNR in dB over photographs, and keep the averaged weights if it is the best so far."""
-        found = float(np.mean([psnr(a, b) for a, b in zip(photos, reconstructions(self.averaged, photos), strict=True)]))
+        found = float(
+            np.mean([psnr(a, b) for a, b in zip(photos, reconstructions(self.averaged, photos), strict=True)])
+        )
         if found > self.best:
             self.best = found
             self.averaged.save(self.folder / "best", overwrite=True, dtype="float16")
@@ -151,9 +154,7 @@ class Run:
         torch.set_rng_state(state["random"])
 
 
-def fit(
-    tokenizer: Tokenizer, crops: PhotoCrops, photos: Sequence[images.RGB], recipe: Recipe, folder: Path
-) -> Path:
+def fit(tokenizer: Tokenizer, crops: PhotoCrops, photos: Sequence[images.RGB], recipe: Recipe, folder: Path) -> Path:
     """Train a tokenizer, or go on with a training that was stopped.
 
     Args:
@@ -189,5 +190,4 @@ def fit(
 def reconstructions(tokenizer: Tokenizer, photos: Sequence[images.RGB]) -> Iterator[images.RGB]:
     """Yield photographs uint8 [H, W, 3] after the way through tokens."""
     for photo in photos:
-        yield next(tokenizer.detokenize_arrays(tokenizer.tokenize(photo)))
-
+        yield next(streaming.detokenize(tokenizer, tokenizer.tokenize(photo)))

@@ -1,0 +1,78 @@
+"""What is installed: every package, the native library, the default tokenizer; and without a compiler, all the same."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHECK = """
+import numpy as np, vqtok, torch
+tokenizer = vqtok.load()
+tokens = tokenizer.tokenize(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3))
+print(vqtok.__file__)
+print(tokenizer.fingerprint, tokens.ids.tolist())
+print(vqtok.ops.explain("nearest_code", torch.zeros(2, 8), torch.zeros(3, 8)))
+"""
+
+
+def wheel(folder: Path, env: dict[str, str]) -> Path:
+    """Build a wheel from a copy of the sources and unpack it."""
+    sources = folder / "sources"
+    left_out = shutil.ignore_patterns(".*", "*.so", "build", "dist", "*.egg-info", "__pycache__", "tests", "demo")
+    shutil.copytree(ROOT, sources, ignore=left_out)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, sources]
+    done = subprocess.run(
+        [*map(str, command)], env={**os.environ, **env}, capture_output=True, text=True, timeout=110, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = folder.glob("*.whl")
+    zipfile.ZipFile(file).extractall(folder / "installed")
+    return file
+
+
+def answers(folder: Path) -> list[str]:
+    env = {**os.environ, "PYTHONPATH": str(folder / "installed")}
+    done = subprocess.run(
+        [sys.executable, "-c", CHECK], cwd=folder, env=env, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    where, *rest = done.stdout.splitlines()
+    assert where.startswith(str(folder)), where
+    return rest
+
+
+@pytest.fixture(scope="module")
+def with_compiler(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("wheel")
+    return folder, wheel(folder, {})
+
+
+def test_the_wheel_holds_every_package_and_file(with_compiler):
+    folder, file = with_compiler
+    packed = {p.relative_to(folder / "installed") for p in (folder / "installed/vqtok").rglob("*") if p.is_file()}
+    wanted = {p.relative_to(ROOT) for p in (ROOT / "vqtok").rglob("*.py")}
+    wanted |= {p.relative_to(ROOT) for p in (ROOT / "vqtok/assets").rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    wanted |= {Path("vqtok/py.typed"), Path("vqtok/_native/libvqtok_cpu.so")}
+    assert packed == wanted
+    assert "-py3-none-" in file.name
+    assert "any" not in file.name, "a wheel with a native library is of one platform"
+    assert sum((ROOT / p).stat().st_size for p in wanted if "assets" in p.parts) <= 12e6
+
+
+def test_the_installed_package_works_from_another_folder(with_compiler):
+    result = answers(with_compiler[0])
+    assert any(line.split() == ["cpu", "taken"] for line in result), result
+
+
+def test_without_a_compiler_it_installs_gives_the_same_tokens_and_says_why(with_compiler, tmp_path):
+    env = {"CC": "/bin/false", "CXX": "/bin/false"}
+    wheel(tmp_path, env)
+    assert not list((tmp_path / "installed").rglob("*.so"))
+    result, expected = answers(tmp_path), answers(with_compiler[0])
+    assert result[0] == expected[0]
+    assert any("cpu" in line and "taken" not in line and len(line.split()) > 3 for line in result[1:]), result

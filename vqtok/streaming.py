@@ -1,0 +1,92 @@
+"""Images to tokens and back one by one, in memory that does not grow with their number."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from vqtok import images
+from vqtok.types import TokenGrid, Tokens, concatenate
+
+if TYPE_CHECKING:
+    from vqtok.tokenizer import Tokenizer
+
+
+def tokenize(tokenizer: Tokenizer, arrays: Iterable[tuple[str, images.RGB]]) -> Iterator[Tokens]:
+    """Tokenize named uint8 arrays [H, W, 3] as they come, one `Tokens` an image.
+
+    Equal sizes share micro-batches, so the order may change; `collect` restores it. Memory holds at most one
+    micro-batch of each size that has come up.
+    """
+    empty = tokenizer.no_tokens()
+    waiting: dict[tuple[int, int], list[tuple[str, images.RGB]]] = defaultdict(list)
+    for key, array in arrays:
+        shape = images.padded_size(array.shape[:2], tokenizer.spec)
+        waiting[shape].append((key, array))
+        if len(waiting[shape]) == tokenizer.micro_batch(math.prod(shape)):
+            yield from _tokenize_equal(tokenizer, waiting.pop(shape), empty)
+    for rows in waiting.values():
+        yield from _tokenize_equal(tokenizer, rows, empty)
+
+
+def _tokenize_equal(tokenizer: Tokenizer, rows: list[tuple[str, images.RGB]], empty: Tokens) -> Iterator[Tokens]:
+    pixels = torch.from_numpy(np.stack([images.to_pixels(array, tokenizer.spec) for _, array in rows]))
+    for (key, array), ids in zip(rows, tokenizer.encode(pixels).ids.cpu().numpy(), strict=True):
+        yield replace(
+            empty,
+            ids=ids.reshape(-1),
+            offsets=np.array([0, ids.size]),
+            grids=np.array([[ids.shape[2] if ids.ndim == 3 else 1, *ids.shape[:2]]]),
+            sizes=np.array([array.shape[:2]]),
+            keys=(key,),
+        )
+
+
+def collect(tokenizer: Tokenizer, rows: Iterable[Tokens], keys: Iterable[str]) -> Tokens:
+    """Put streamed rows together, in the order of keys; keys without a row are left out."""
+    by_key = {row.keys[0]: row for row in rows}
+    return concatenate([tokenizer.no_tokens(), *(by_key[key] for key in keys if key in by_key)])
+
+
+def detokenize(tokenizer: Tokenizer, tokens: Tokens) -> Iterator[images.RGB]:
+    """Yield the images of tokens in order as uint8 arrays [H, W, 3]; neighbours of one grid share micro-batches."""
+    tokenizer.check_tokens(tokens)
+    start = 0
+    while start < len(tokens):
+        _, h, w = (int(x) for x in tokens.grids[start])
+        length = tokenizer.micro_batch(h * w * tokenizer.factor**2)
+        equal = (tokens.grids[start : start + length] == tokens.grids[start]).all(axis=1)
+        stop = start + (len(equal) if equal.all() else int(equal.argmin()))
+        rows = tokens[start:stop]
+        pixels = tokenizer.decode(TokenGrid(torch.from_numpy(np.asarray(rows)), tokens.vocab_size)).cpu().numpy()
+        for image, (height, width) in zip(pixels, rows.sizes.tolist(), strict=True):
+            yield images.from_pixels(image, tokenizer.spec, (height, width))
+        start = stop
+
+
+def key_of(source: images.Source, index: int) -> str:
+    """Return what an image is called in a token file: its path as given, or its number in the call."""
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else str(index)
+
+
+def unique_keys(keys: Iterable[str]) -> tuple[str, ...]:
+    """Return keys, with ``#2``, ``#3``, ... appended where one comes again.
+
+    >>> unique_keys(["a", "b", "a"])
+    ('a', 'b', 'a#2')
+    """
+    seen: set[str] = set()
+    unique = []
+    for key in keys:
+        candidates = (key if n == 1 else f"{key}#{n}" for n in itertools.count(1))
+        unique.append(next(candidate for candidate in candidates if candidate not in seen))
+        seen.add(unique[-1])
+    return tuple(unique)
