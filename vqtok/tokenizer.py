@@ -59,7 +59,7 @@ class Tokenizer(nn.Module):
         self.spec = preprocess
         self.precision: Precision = "float32"
         self.card: ModelCard | None = None
-        self._fingerprint = ("", "")
+        self._identity: tuple[str, dict[str, str]] = ("", {})
 
     @property
     def vocab_size(self) -> int:
@@ -121,7 +121,7 @@ class Tokenizer(nn.Module):
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Return pixels float32 [B, 3, H, W] of codebook vectors [B, h, w, D]; the counterpart of `latents`."""
         with self._autocast():
-            pixels = self.decoder(vectors.permute(0, 3, 1, 2).contiguous())
+            pixels = self.decoder(vectors.permute(0, 3, 1, 2))
         return pixels.float()
 
     def _autocast(self) -> Any:
@@ -213,13 +213,22 @@ class Tokenizer(nn.Module):
     @property
     def fingerprint(self) -> str:
         """sha256 over the architecture and every tensor that inference uses; computed anew when a weight changed."""
+        return self._identify()["model"]
+
+    def _identify(self) -> dict[str, str]:
         tensors = self.inference_tensors()
         state = repr([(name, x.data_ptr(), x._version) for name, x in tensors.items()])
-        if self._fingerprint[0] != state:
+        if self._identity[0] != state:
             arrays = {name: x.detach().cpu().numpy() for name, x in tensors.items()}
             described = self.card.architecture.model_dump(mode="json") if self.card else {"modules": repr(self)}
-            self._fingerprint = (state, store.model_fingerprint(described, arrays))
-        return self._fingerprint[1]
+            codebook = self.quantizer.decode(torch.arange(self.vocab_size, device=self.device)).detach().cpu().numpy()
+            fingerprints = {
+                "model": store.model_fingerprint(described, arrays),
+                "codebook": store.codebook_fingerprint(codebook, "l2"),
+                "preprocess": store.mapping_fingerprint(self.spec.model_dump(mode="json")),
+            }
+            self._identity = (state, fingerprints)
+        return self._identity[1]
 
     def inference_tensors(self) -> dict[str, Tensor]:
         """Return parameters and buffers by name, without what only training reads."""
@@ -228,12 +237,8 @@ class Tokenizer(nn.Module):
 
     def record(self) -> dict[str, object]:
         """Return what a token file says of its origin: fingerprints, and what bits depend on beside model and image."""
-        codebook = self.quantizer.decode(torch.arange(self.vocab_size, device=self.device)).detach().cpu().numpy()
         return {
-            "fingerprints": {
-                "codebook": store.codebook_fingerprint(codebook, "l2"),
-                "preprocess": store.mapping_fingerprint(self.spec.model_dump(mode="json")),
-            },
+            "fingerprints": self._identify(),
             "execution": {
                 "torch": torch.__version__,
                 "pillow": PIL.__version__,

@@ -25,7 +25,18 @@ def wheel(folder: Path, env: dict[str, str]) -> Path:
     sources = folder / "sources"
     left_out = shutil.ignore_patterns(".*", "*.so", "build", "dist", "*.egg-info", "__pycache__", "tests", "demo")
     shutil.copytree(ROOT, sources, ignore=left_out)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", folder, sources]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        "-w",
+        folder,
+        sources,
+    ]
     done = subprocess.run(
         [*map(str, command)], env={**os.environ, **env}, capture_output=True, text=True, timeout=110, check=False
     )

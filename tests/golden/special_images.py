@@ -6,7 +6,9 @@ import numpy as np
 def special_images() -> dict[str, np.ndarray]:
     """Return uint8 [H, W, 3] by name."""
     y, x = np.mgrid[0:48, 0:64]
-    noise = (np.arange(48 * 64 * 3, dtype=np.uint64) * 2654435761 % 4294967291 >> 20).astype(np.uint8).reshape(48, 64, 3)
+    noise = (
+        (np.arange(48 * 64 * 3, dtype=np.uint64) * 2654435761 % 4294967291 >> 20).astype(np.uint8).reshape(48, 64, 3)
+    )
     return {
         "black": np.zeros((32, 32, 3), np.uint8),
         "white": np.full((32, 32, 3), 255, np.uint8),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from importlib import import_module
@@ -66,6 +67,7 @@ def group() -> None:
 def main() -> None:
     """Run the command and end the process with its documented exit code."""
     signal.signal(signal.SIGTERM, _terminate)
+    gc.disable()  # half a million objects of imports hold no garbage; `options.load_model` switches it on again
     try:
         status = group(standalone_mode=False)
     except click.ClickException as error:

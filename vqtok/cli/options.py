@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -42,6 +43,9 @@ def load_model(model: str | None, device: str, precision: str) -> Tokenizer:
 
     from vqtok.loading import load
 
+    # What was imported stays for ever: out of the collector's sight it costs nothing, at exit least of all.
+    gc.freeze()
+    gc.enable()
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return load(model, device=chosen, precision=precision)  # pyright: ignore[reportArgumentType]
 
