@@ -11,7 +11,7 @@ import torch
 
 from vqtok import store
 from vqtok.architecture import DECODERS, ENCODERS, FORMAT, QUANTIZERS, ModelCard, override, read_section
-from vqtok.errors import ConfigError, MismatchError, ResourceError
+from vqtok.errors import ConfigError, InputError, MismatchError, ResourceError
 from vqtok.presets import find_preset
 from vqtok.quantizers import EmaQuantizer
 from vqtok.tokenizer import Precision, Tokenizer
@@ -98,6 +98,9 @@ def find_device(device: str | torch.device) -> torch.device:
 
 
 def _load_folder(folder: Path) -> Tokenizer:
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing of that name"
+        raise InputError(f"{str(folder)!r}: expected a model folder (config.json, model.safetensors), found {found}")
     config = store.read_config(folder)
     config.pop("weights", None)
     if (came := config.pop("format", None)) != FORMAT:

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Literal, cast
 
@@ -126,13 +127,10 @@ def read_weights(folder: _PathLike, expected: Mapping[str, tuple[int, ...]]) -> 
     path = Path(folder, WEIGHTS)
     with open_regular(path, "a model's weights") as file:
         try:
-            size = size_of(file)
-            prefix = read_exactly(file, min(8, size)).tobytes()
-            raw = read_exactly(file, safetensors.header_length(prefix, size, MAX_HEADER_BYTES)).tobytes()
-            header = safetensors.parse_header(raw, size - 8 - len(raw))
+            head, header = _read_header(file)
             _check_tensors(header, expected, dtype)
-            data = read_exactly(file, size - 8 - len(raw))
-            _check_sha256(sha256, prefix + raw, header, data)
+            data = read_exactly(file, size_of(file) - len(head))
+            _check_sha256(sha256, head, header, data)
             return {name: _widen(name, safetensors.view(header, name, data), dtype) for name in expected}
         except (IntegrityError, MismatchError) as error:
             raise type(error)(f"{str(path)!r}: {error}") from error
@@ -148,13 +146,18 @@ def tensor_shapes(folder: _PathLike) -> dict[str, tuple[int, ...]]:
     path = Path(folder, WEIGHTS)
     with open_regular(path, "a model's weights") as file:
         try:
-            size = size_of(file)
-            prefix = read_exactly(file, min(8, size)).tobytes()
-            raw = read_exactly(file, safetensors.header_length(prefix, size, MAX_HEADER_BYTES)).tobytes()
-            header = safetensors.parse_header(raw, size - 8 - len(raw))
+            _, header = _read_header(file)
         except IntegrityError as error:
             raise IntegrityError(f"{str(path)!r}: {error}") from error
     return {name: tensor.shape for name, tensor in header.tensors.items()}
+
+
+def _read_header(file: FileIO) -> tuple[bytes, safetensors.Header]:
+    """Return a weights file's bytes before the data, and what they say."""
+    size = size_of(file)
+    prefix = read_exactly(file, min(8, size)).tobytes()
+    raw = read_exactly(file, safetensors.header_length(prefix, size, MAX_HEADER_BYTES)).tobytes()
+    return prefix + raw, safetensors.parse_header(raw, size - 8 - len(raw))
 
 
 def _weights_entry(folder: _PathLike) -> tuple[str, str]:
