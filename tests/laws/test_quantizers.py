@@ -88,6 +88,18 @@ def test_the_codebook_loss_moves_only_chosen_rows_towards_their_latents():
     assert quantizer.codebook.grad.tolist() == [[-0.5, 0.0], [0.5, -1.0], [0.0, 0.0]]
 
 
+def test_under_cosine_the_codebook_loss_reaches_the_raw_codebook():
+    quantizer = VectorQuantizer(dim=3, vocab_size=5, metric="cosine")
+    latents = torch.randn(20, 3)
+    out = quantizer(latents)
+    out.losses["codebook"].backward()
+    raw = quantizer.codebook.detach().clone().requires_grad_()
+    rows = F.normalize(raw, dim=-1)[out.codes]
+    (F.normalize(latents, dim=-1) - rows).square().mean().backward()
+    assert raw.grad.abs().sum() > 0
+    torch.testing.assert_close(quantizer.codebook.grad, raw.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_cosine_hands_out_unit_vectors():
     for quantizer in (VectorQuantizer(5, 17, "cosine"), EmaQuantizer(5, 17, "cosine")):
         norms = quantizer.decode(torch.arange(17)).norm(dim=-1)

@@ -77,13 +77,8 @@ def main() -> None:
         status = fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         status = fail("interrupted; nothing was left half done, run it again to go on", 130)
-    except MemoryError:
-        status = fail("out of memory: use smaller images or a machine with more memory", 8)
-    except Exception:
-        import traceback
-
-        traceback.print_exc()
-        status = fail("this is a bug in vqtok: please report it with the lines above", 1)
+    except Exception as error:
+        status = _unexpected(error)
     sys.exit(status or 0)
 
 
@@ -91,6 +86,16 @@ def fail(message: str, exit_code: int) -> int:
     """Print one line on stderr and return the exit code."""
     click.echo(f"vqtok: {message}", err=True)
     return exit_code
+
+
+def _unexpected(error: Exception) -> int:
+    """Tell a machine without memory, which torch reports in words, from a bug; return the exit code."""
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+        return fail("out of memory: use smaller images or a machine with more memory", 8)
+    import traceback
+
+    traceback.print_exc()
+    return fail("this is a bug in vqtok: please report it with the lines above", 1)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
