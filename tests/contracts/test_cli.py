@@ -58,7 +58,7 @@ def test_photo_to_tokens_to_photo(tmp_path):
     back = np.asarray(Image.open(tmp_path / "a.png"))
     assert np.array_equal(back, np.asarray(vqtok.load().detokenize(tokens)[0]))
     original = np.asarray(Image.open(PHOTO))
-    assert 10 * np.log10(255**2 / np.mean((back.astype(float) - original) ** 2)) > 26
+    assert 10 * np.log10(255**2 / np.mean((back.astype(float) - original) ** 2)) > 25
     assert only(tmp_path) == ["a.png", "a.vqt"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vqtok.images import RGB
 from vqtok.types import Tokens
 
-_MARGIN, _INK, _PAPER = 16, (34, 34, 34), (255, 255, 255)
+_MARGIN, _LINE, _INK, _PAPER = 16, 26, (34, 34, 34), (255, 255, 255)
 _GOLDEN = 0.6180339887498949
 
 
@@ -25,20 +26,19 @@ def side_by_side(panels: Sequence[tuple[str, RGB]], lines: Sequence[str]) -> Ima
         lines: text under the panels.
     """
     font = _font(18)
-    line_height = 26
-    row = sum(panel.shape[1] for _, panel in panels) + _MARGIN * (len(panels) + 1)
-    width = max([row, *(int(font.getlength(line)) + 2 * _MARGIN for line in lines)])
-    tallest = max(panel.shape[0] for _, panel in panels)
-    height = _MARGIN + line_height + tallest + _MARGIN + line_height * len(lines) + _MARGIN // 2
-    picture = Image.new("RGB", (width, height), _PAPER)
+    widths = [max(panel.shape[1], _width(font, title)) for title, panel in panels]
+    width = max([sum(widths) + _MARGIN * (len(panels) + 1), *(_width(font, line) + 2 * _MARGIN for line in lines)])
+    top = _MARGIN // 2 + _LINE
+    bottom = top + max(panel.shape[0] for _, panel in panels) + _MARGIN // 2
+    picture = Image.new("RGB", (width, bottom + _LINE * len(lines) + _MARGIN // 2), _PAPER)
     draw = ImageDraw.Draw(picture)
     left = _MARGIN
-    for title, panel in panels:
+    for (title, panel), column in zip(panels, widths, strict=True):
         draw.text((left, _MARGIN // 2), title, _INK, font)
-        picture.paste(Image.fromarray(panel), (left, _MARGIN // 2 + line_height))
-        left += panel.shape[1] + _MARGIN
+        picture.paste(Image.fromarray(panel), (left, top))
+        left += column + _MARGIN
     for i, line in enumerate(lines):
-        draw.text((_MARGIN, _MARGIN + line_height + tallest + _MARGIN // 2 + i * line_height), line, _INK, font)
+        draw.text((_MARGIN, bottom + i * _LINE), line, _INK, font)
     return picture
 
 
@@ -82,3 +82,7 @@ def contact_sheet(tokens: Tokens, columns: int = 4, limit: int = 16) -> Image.Im
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return cast(ImageFont.FreeTypeFont, ImageFont.load_default(size))
+
+
+def _width(font: ImageFont.FreeTypeFont, text: str) -> int:
+    return math.ceil(font.getlength(text))
