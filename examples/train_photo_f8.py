@@ -18,7 +18,7 @@ parser.add_argument("run", type=Path, help="folder of the run; an existing one i
 parser.add_argument("--photos", type=Path, required=True, help="folder of photographs to train on")
 parser.add_argument("--extra", type=Path, help="folder of further images, a fifth of the crops")
 parser.add_argument("--validate", type=Path, required=True, help="folder of photographs that choose the best weights")
-parser.add_argument("--steps", type=int, default=10_000)
+parser.add_argument("--steps", type=int, default=26_000)
 parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="change the preset (integers)")
 options = parser.parse_args()
 
@@ -27,6 +27,11 @@ tokenizer = vqtok.build("photo-f8", **{k: int(v) for k, v in (x.split("=") for x
 crops = PhotoCrops([(0.8, options.photos)] + ([(0.2, options.extra)] if options.extra else []))
 files = sorted(p for p in options.validate.rglob("*") if p.is_file())
 photos = [short_side(images.to_rgb(path, tokenizer.spec), 512) for path in files]
-recipe = Recipe(steps=options.steps, continuous=min(400, options.steps // 4), validate_every=min(500, options.steps))
+recipe = Recipe(
+    steps=options.steps,
+    continuous=min(400, options.steps // 4),
+    validate_every=min(1000, options.steps),
+    precision="bfloat16",
+)
 best = fit(tokenizer, crops, photos, recipe, options.run)
 print(best)

@@ -59,7 +59,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _small(
                 SmallNetwork(channels=(48, 96, 192), residual_blocks=(0, 0, 3)),
                 EmaQuantizerSection(dim=8, vocab_size=8192, metric="cosine", revive_below=0.1, kmeans_iterations=10),
-                SmallNetwork(channels=(64, 128, 256), residual_blocks=(0, 2, 4)),
+                SmallNetwork(channels=(64, 128, 256), residual_blocks=(0, 2, 8)),
             ),
             "vqtok's default tokenizer; examples/train_photo_f8.py",
         ),

@@ -21,7 +21,7 @@ from vqtok.errors import ConfigError
 from vqtok.evaluation.metrics import psnr
 from vqtok.quantizers import EmaQuantizer
 from vqtok.quantizers.base import effective_latents
-from vqtok.tokenizer import Tokenizer
+from vqtok.tokenizer import Precision, Tokenizer
 from vqtok.training.crops import PhotoCrops
 
 
@@ -39,6 +39,7 @@ class Recipe:
         average: decay of the averaged weights, which are what is validated and saved.
         clip: largest gradient norm.
         validate_every: steps between validations; a checkpoint is written too.
+        precision: of the networks while they train; validation and the saved model are float32.
     """
 
     steps: int
@@ -50,6 +51,7 @@ class Recipe:
     average: float = 0.999
     clip: float = 1.0
     validate_every: int = 500
+    precision: Precision = "float32"
 
     def batch_shape(self, step: int) -> tuple[int, int]:
         """Return crops a batch and their side at a step."""
@@ -71,6 +73,7 @@ class Run:
         self.parameters = list(tokenizer.parameters())
         self.averaged = copy.deepcopy(tokenizer)
         self.averaged.quantizer = tokenizer.quantizer  # the codebook is an average already
+        tokenizer.precision = recipe.precision
         self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), weight_decay=1e-4)
         self.step, self.best = 0, -math.inf
         folder.mkdir(parents=True, exist_ok=True)
