@@ -11,12 +11,8 @@ from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
-
-try:
-    from setuptools.command.bdist_wheel import bdist_wheel
-except ImportError:  # setuptools before 70.1
-    from wheel.bdist_wheel import bdist_wheel
 
 # Holds built files only, so no checkout and no sdist has it; editable installs and --inplace copy into it.
 Path("vqtok/_native").mkdir(exist_ok=True)

@@ -26,7 +26,6 @@ with options.manifest.open(newline="") as file:
     for row in csv.DictReader(file, delimiter="\t"):
         if row["set"] in ("train", "extra"):
             packages[row["package"], row["version"], row["licence"]].append(int(row["width"]) * int(row["height"]))
-columns = ("package", "version", "licence", "images", "megapixels")
 curve = [json.loads(line) for line in (options.run / "metrics.jsonl").read_text().splitlines()]
 best = max(curve, key=lambda row: row["psnr"])
 provenance = {
@@ -36,10 +35,10 @@ provenance = {
     "validation": {"step": best["step"], "psnr_db": round(best["psnr"], 3), "images": "held out by hash of the name"},
     "evaluation": json.loads((ROOT / "benchmarks/results/photo-f8.json").read_text()),
     "never_trained_on": "the 24 Kodak images, the public evaluation photographs, the validation photographs",
-    "corpus": [
-        dict(zip(columns, (*package, len(sizes), round(sum(sizes) / 1e6, 1)), strict=True))
-        for package, sizes in sorted(packages.items())
-    ],
+    "corpus": {
+        f"{name} {version}": {"images": len(sizes), "megapixels": round(sum(sizes) / 1e6, 1), "licence": licence}
+        for (name, version, licence), sizes in sorted(packages.items())
+    },
 }
 tokenizer = vqtok.load(options.run / "best")
 tokenizer.card = tokenizer.card.model_copy(update={"provenance": provenance, "licence": "Apache-2.0"})

@@ -18,7 +18,7 @@ parser.add_argument("run", type=Path, help="folder of the run; an existing one i
 parser.add_argument("--photos", type=Path, required=True, help="folder of photographs to train on")
 parser.add_argument("--extra", type=Path, help="folder of further images, a fifth of the crops")
 parser.add_argument("--validate", type=Path, required=True, help="folder of photographs that choose the best weights")
-parser.add_argument("--steps", type=int, default=26_000)
+parser.add_argument("--steps", type=int, default=18_000)
 parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="change the preset (integers)")
 options = parser.parse_args()
 

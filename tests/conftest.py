@@ -18,6 +18,15 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=[torch.float16, torch.bfloat16, torch.float64], ids=str)
+def default_dtype(request) -> torch.dtype:
+    """Another default dtype, as programs set it for their networks."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
 @pytest.fixture(scope="session")
 def photo_f8() -> Tokenizer:
     return vqtok.load()

@@ -19,20 +19,29 @@ from vqtok.types import TokenGrid, Tokens, concatenate
 if TYPE_CHECKING:
     from vqtok.tokenizer import Tokenizer
 
+# Pixels that may wait for a micro-batch to fill: 200 MB. It decides when images go through, never what comes out.
+WAITING = 64 * 1024 * 1024
+
 
 def tokenize(tokenizer: Tokenizer, arrays: Iterable[tuple[str, images.RGB]]) -> Iterator[Tokens]:
     """Tokenize named uint8 arrays [H, W, 3] as they come, one `Tokens` an image.
 
-    Equal sizes share micro-batches, so the order may change; `collect` restores it. Memory holds at most one
-    micro-batch of each size that has come up.
+    Equal sizes share micro-batches, so the order may change; `collect` restores it. At most `WAITING` pixels wait for
+    others of their size; then the largest group goes through as it is, filled up.
     """
     empty = tokenizer.no_tokens()
     waiting: dict[tuple[int, int], list[tuple[str, images.RGB]]] = defaultdict(list)
+    held = 0
     for key, array in arrays:
         shape = images.padded_size(array.shape[:2], tokenizer.spec)
         waiting[shape].append((key, array))
-        if len(waiting[shape]) == tokenizer.micro_batch(math.prod(shape)):
-            yield from _tokenize_equal(tokenizer, waiting.pop(shape), empty)
+        held += math.prod(shape)
+        full = len(waiting[shape]) == tokenizer.micro_batch(math.prod(shape))
+        if full or held > WAITING:
+            chosen = shape if full else max(waiting, key=lambda shape: len(waiting[shape]) * math.prod(shape))
+            rows = waiting.pop(chosen)
+            held -= len(rows) * math.prod(chosen)
+            yield from _tokenize_equal(tokenizer, rows, empty)
     for rows in waiting.values():
         yield from _tokenize_equal(tokenizer, rows, empty)
 

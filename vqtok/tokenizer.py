@@ -22,6 +22,8 @@ from vqtok.images import PreprocessSpec
 from vqtok.quantizers import Quantizer
 from vqtok.types import Reconstruction, TokenGrid, Tokens
 
+# Tensors with their addresses and versions. Holding them keeps their addresses from being given to others.
+_Versions: TypeAlias = list[tuple[Tensor, int, int]]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 WeightDtype: TypeAlias = Literal["float32", "float16"]
 STORED: dict[WeightDtype, store.StoredDtype] = {"float32": "F32", "float16": "F16"}
@@ -59,7 +61,7 @@ class Tokenizer(nn.Module):
         self.spec = preprocess
         self.precision: Precision = "float32"
         self.card: ModelCard | None = None
-        self._identity: tuple[str, dict[str, str]] = ("", {})
+        self._identity: tuple[_Versions, dict[str, str]] = ([], {})
 
     @property
     def vocab_size(self) -> int:
@@ -212,13 +214,16 @@ class Tokenizer(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the architecture and every tensor that inference uses; computed anew when a weight changed."""
+        """sha256 over the architecture and every tensor that inference uses; computed anew when a weight changed.
+
+        A change that goes around torch's own count of changes, through ``.data``, is not seen.
+        """
         return self._identify()["model"]
 
     def _identify(self) -> dict[str, str]:
         tensors = self.inference_tensors()
-        state = repr([(name, x.data_ptr(), x._version) for name, x in tensors.items()])
-        if self._identity[0] != state:
+        state = [(x, x.data_ptr(), -1 if x.is_inference() else x._version) for x in tensors.values()]
+        if not _unchanged(self._identity[0], state):
             arrays = {name: x.detach().cpu().numpy() for name, x in tensors.items()}
             described = self.card.architecture.model_dump(mode="json") if self.card else {"modules": repr(self)}
             codebook = self.quantizer.decode(torch.arange(self.vocab_size, device=self.device)).detach().cpu().numpy()
@@ -233,12 +238,12 @@ class Tokenizer(nn.Module):
     def inference_tensors(self) -> dict[str, Tensor]:
         """Return parameters and buffers by name, without what only training reads."""
         training = {f"quantizer.{name}" for name in self.quantizer.training_state}
-        return {name: x for name, x in self.state_dict().items() if name not in training}
+        return {name: x for name, x in self.state_dict(keep_vars=True).items() if name not in training}
 
     def record(self) -> dict[str, object]:
         """Return what a token file says of its origin: fingerprints, and what bits depend on beside model and image."""
         return {
-            "fingerprints": self._identify(),
+            "fingerprints": dict(self._identify()),
             "execution": {
                 "torch": torch.__version__,
                 "pillow": PIL.__version__,
@@ -269,3 +274,11 @@ class Tokenizer(nn.Module):
         tensors = {name: x.detach().cpu().numpy() for name, x in self.inference_tensors().items()}
         config = {"format": FORMAT, **self.card.model_dump(mode="json")}
         store.write_model(folder, config, tensors, dtype=STORED[dtype], overwrite=overwrite)
+
+
+def _unchanged(before: _Versions, now: _Versions) -> bool:
+    """Tell whether these are the same tensors at the same versions; tensors of inference mode count none."""
+    return len(before) == len(now) > 0 and all(
+        a is b and where == there and old == new >= 0
+        for (a, where, old), (b, there, new) in zip(before, now, strict=True)
+    )

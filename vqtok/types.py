@@ -135,8 +135,8 @@ class Tokens:
             self,
             ids=np.concatenate([self.ids[:0], *spans]),
             offsets=np.cumsum([0, *map(len, spans)], dtype=np.int64),
-            grids=self.grids[index],
-            sizes=self.sizes[index],
+            grids=self.grids[index].copy(),
+            sizes=self.sizes[index].copy(),
             keys=self.keys[index],
         )
 

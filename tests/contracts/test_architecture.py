@@ -1,6 +1,7 @@
 """Who may import whom, as CONTRIBUTING.md has it: upward imports, cycles and forbidden libraries are named."""
 
 import ast
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -58,8 +59,20 @@ def imports(path: Path, *, top_level: bool = False):
             continue
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = module_name(path).split(".")[: None if path.name == "__init__.py" else -1]
+            base = parents[: len(parents) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def test_relative_imports_are_seen_as_what_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    (tmp_path / "vqtok/ops").mkdir(parents=True)
+    (file := tmp_path / "vqtok/ops/a.py").write_text("from . import b\nfrom ..cli import main\nfrom .c import d\n")
+    assert [name for _, name in imports(file)] == ["vqtok.ops.b", "vqtok.cli.main", "vqtok.ops.c.d"]
+    (file := tmp_path / "vqtok/ops/__init__.py").write_text("from . import b\nfrom ..cli import main\n")
+    assert [name for _, name in imports(file)] == ["vqtok.ops.b", "vqtok.cli.main"]
 
 
 def test_every_module_stands_on_a_floor():
@@ -74,6 +87,8 @@ def test_nobody_imports_upwards():
         if here in ("__init__", "assets"):
             continue
         for line, name in imports(path):
+            if name == "vqtok":
+                wrong.append(f"{path.relative_to(ROOT)}:{line}: {here} -> the front door, which sees all")
             if not name.startswith("vqtok."):
                 continue
             there = name.split(".")[1]

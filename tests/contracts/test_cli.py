@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import vqtok
+from vqtok.cli.detokenize import file_names
+from vqtok.store.temporary import temporary_path
 
 ROOT = Path(__file__).parents[2]
 PHOTO = ROOT / "examples" / "photo.jpg"
@@ -32,8 +34,8 @@ def image(path: Path, seed: int = 0, size=(24, 40)) -> Path:
 
 
 def only(folder: Path) -> list[str]:
-    """All files, hidden ones included."""
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    """All files and folders, hidden ones included."""
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
 
 def one_line(result: subprocess.CompletedProcess, code: int) -> str:
@@ -111,10 +113,40 @@ def test_bad_images_get_one_line_each_and_the_others_are_done(tmp_path):
 
 def test_when_no_image_can_be_read_nothing_is_written(tmp_path):
     (tmp_path / "lie.jpg").write_text("<html>")
-    done = run("tokenize", "lie.jpg", "-o", "a.vqt", cwd=tmp_path)
-    assert done.returncode == 4
-    assert b"Traceback" not in done.stderr
-    assert only(tmp_path) == ["lie.jpg"]
+    for arguments in (["tokenize", "lie.jpg", "-o", "a.vqt"], ["reconstruct", "lie.jpg", "-o", "folder"]):
+        done = run(*arguments, "--json", cwd=tmp_path)
+        assert done.returncode == 4
+        assert b"Traceback" not in done.stderr
+        assert not json.loads(done.stdout).get("outputs")
+        assert only(tmp_path) == ["lie.jpg"]
+
+
+def test_a_full_disk_behind_stdout_is_exit_5(tmp_path):
+    image(tmp_path / "a.png")
+    command = f"{sys.executable} -m vqtok tokenize a.png -o - > /dev/full"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 5
+    assert len(done.stderr.splitlines()) == 1
+    assert "No space left" in done.stderr
+
+
+def test_what_a_killed_command_left_is_swept_by_the_next(tmp_path):
+    image(tmp_path / "a.png")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    name = temporary_path(tmp_path / "a.vqt").name.replace(f".{os.getpid()}.", f".{dead.pid}.")
+    (tmp_path / name).write_text("half a file")
+    assert run("tokenize", "a.png", "-o", "a.vqt", cwd=tmp_path).returncode == 0
+    assert only(tmp_path) == ["a.png", "a.vqt"]
+
+
+def test_no_two_keys_share_a_file_and_no_file_is_anothers_folder():
+    keys = ["a.jpg", "a.png/b.jpg", "A.PNG/b.png", "a.png/b.png", "ü/" * 1300 + "a", "ü/" * 1300 + "b", "..", "con.txt"]
+    names = file_names(keys)
+    assert len({name.casefold() for name in names}) == len(keys)
+    folders = {str(folder).casefold() for name in names for folder in PurePosixPath(name).parents}
+    assert folders.isdisjoint(name.casefold() for name in names)
+    assert all(".." not in PurePosixPath(name).parts and len(name) < 1100 for name in names)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +157,11 @@ def test_when_no_image_can_be_read_nothing_is_written(tmp_path):
         (["tokenize", "-", "-", "-o", "a.vqt"], 2, "'-' once"),
         (["tokenize", "in.png", "-o", "there.vqt"], 5, "--overwrite"),
         (["tokenize", "in.png", "-o", "no/a.vqt"], 5, "folder does not exist"),
+        (["tokenize", "in.png", "-o", "in.png/a.vqt"], 5, "not a folder"),
+        (["tokenize", "in.png", "-o", f"{'a' * 300}.vqt"], 5, "too long"),
+        (["reconstruct", "in.png", "-o", f"{'a' * 300}.png"], 5, "too long"),
+        (["reconstruct", "in.png", "-o", "in.png/folder"], 5, "not a folder"),
+        (["detokenize", "one.vqt", "-o", "a.gif"], 2, ".png .webp"),
         (["tokenize", "none", "-o", "a.vqt"], 4, "found none"),
         (["tokenize", "*.gif", "-o", "a.vqt"], 4, "found none"),
         (["tokenize", "in.png", "-o", "a.vqt", "-m", "none"], 4, "none"),
@@ -179,7 +216,25 @@ def test_inspect_says_what_is_there_and_draws_it(tmp_path):
 
     assert {tuple(x) for x in code_colours(8192)[tokens.ids]} <= found
     text = run("inspect", "a.vqt", cwd=tmp_path).stdout.decode()
-    assert "a.png: 40 x 24 pixels" in text
+    assert "key a.png, size [24, 40], grid [1, 3, 5], tokens 15" in text
+
+
+def test_inspect_prints_names_that_cannot_steer_the_terminal(tmp_path):
+    grids, sizes = np.ones((1, 3), np.int64), np.full((1, 2), 8)
+    key = "\x1b[2J\rvqtok: all is well"
+    tokens = vqtok.Tokens(np.zeros(1, np.int64), np.arange(2), grids, sizes, 8192, (key,), "")
+    vqtok.save_tokens(tmp_path / "a.vqt", tokens)
+    text = run("inspect", "a.vqt", cwd=tmp_path).stdout.decode()
+    assert r"key \x1b[2J\rvqtok" in text
+    assert all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_inspect_reads_the_embedded_model_aloud():
+    done = run("inspect", ROOT / "vqtok/assets/photo-f8")
+    assert done.returncode == 0, done.stderr.decode()
+    text = done.stdout.decode()
+    for words in ("8192", "Apache-2.0", "examples/train_photo_f8.py"):
+        assert words in text, words
 
 
 def test_inspect_of_a_model_folder(tmp_path):

@@ -72,11 +72,13 @@ def test_examples_in_docstrings_are_true(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_every_signature_is_annotated(module):
     loaded = importlib.import_module(module)
+    classes = [loaded, *(x for _, x in inspect.getmembers(loaded, inspect.isclass) if x.__module__ == module)]
     bare = [
-        f"{name}: {parameter}"
-        for name, function in inspect.getmembers(loaded, inspect.isfunction)
-        if function.__module__ == module
-        for parameter, kind in {**inspect.signature(function).parameters, "return": None}.items()
-        if parameter not in function.__annotations__
+        f"{function.__qualname__}: {parameter}"
+        for holder in classes
+        for name, function in inspect.getmembers(holder, inspect.isfunction)
+        if function.__module__ == module and function.__code__.co_filename == loaded.__file__
+        for parameter in (*inspect.signature(function).parameters, "return")
+        if parameter not in (*function.__annotations__, "self")
     ]
     assert bare == []

@@ -50,6 +50,15 @@ def test_the_order_of_the_rows_is_the_order_of_the_sum(backend):
     assert sums == [0.0, 1.0]
 
 
+def test_torchs_default_dtype_changes_nothing(backend, default_dtype):
+    latents, codes = batch(500, 5, 7)
+    counts, sums = code_statistics(latents.float(), codes, 7)
+    expected_counts, expected_sums = by_hand(latents.float(), codes, 7)
+    assert (sums.dtype, counts.dtype) == (torch.float32, torch.int64)
+    assert torch.equal(counts, expected_counts)
+    assert torch.equal(sums, expected_sums)
+
+
 def test_no_latents_give_zeros(backend):
     counts, sums = code_statistics(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), 5)
     assert counts.tolist() == [0] * 5

@@ -83,6 +83,13 @@ def test_ties_go_to_the_lowest_index(backend, metric, dim):
     assert torch.equal(nearest_code(latents.float(), codebook.float(), metric), lowest)
 
 
+def test_torchs_default_dtype_changes_nothing(backend, default_dtype):
+    latents, codebook = gauss(60, 9).float(), gauss(31, 9, seed=1).float()
+    codes = nearest_code(latents, codebook)
+    torch.set_default_dtype(torch.float32)
+    assert torch.equal(codes, nearest_code(latents, codebook))
+
+
 def test_a_repeated_code_is_never_taken_twice(backend):
     codebook = gauss(23, 6).repeat(7, 1)
     assert nearest_code(gauss(90, 6, seed=1), codebook).max() < 23

@@ -31,6 +31,47 @@ def test_in_eval_forward_gives_exactly_what_decode_of_encode_gives(make):
 
 
 @every_quantizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_forward_chooses_as_encode_does_even_where_rounding_decides(make, dtype, training):
+    quantizer = make().train(training)
+    if isinstance(quantizer, EmaQuantizer):
+        quantizer.kmeans_iterations = 0
+    with torch.no_grad():  # codes that differ by little, so that a latent rounded once more finds another
+        quantizer.codebook.copy_(torch.randn(6) + 1e-6 * torch.randn(31, 6))
+    latents = torch.randn(4000, 6)
+    latents[::7] *= 1e-30 if dtype == torch.float32 else 1e-4
+    latents[1::7] *= 1e37 if dtype == torch.float32 else 1e4
+    latents[2::7] = 0
+    latents = latents.to(dtype)
+    expected = quantizer.encode(latents)
+    out = quantizer(latents)
+    assert torch.equal(out.codes, expected)
+    assert all(loss.isfinite() for loss in out.losses.values()) or dtype == torch.float32
+    if not training:
+        assert torch.equal(out.vectors, quantizer.decode(expected))
+
+
+@every_quantizer
+def test_torchs_default_dtype_does_not_reach_the_codes(make, default_dtype):
+    quantizer = make()
+    out = quantizer.train()(torch.randn(300, 6))
+    assert torch.equal(out.codes, out.codes.clamp(0, 30))
+    assert all(x.isfinite().all() for x in quantizer.state_dict().values())
+
+
+@every_quantizer
+def test_no_latents_are_quantized_to_nothing_and_teach_nothing(make):
+    quantizer = make().train()
+    if isinstance(quantizer, EmaQuantizer):
+        quantizer.adopt_codebook()
+    before = quantizer.decode(torch.arange(31)).clone()
+    out = quantizer(torch.zeros(0, 4, 6))
+    assert (out.vectors.shape, out.codes.shape) == ((0, 4, 6), (0, 4))
+    torch.testing.assert_close(quantizer.decode(torch.arange(31)), before, rtol=1e-4, atol=1e-4)
+
+
+@every_quantizer
 def test_in_eval_nothing_changes_and_nothing_is_random(make):
     quantizer = make().eval()
     before, random = copy.deepcopy(quantizer.state_dict()), torch.get_rng_state()
@@ -100,6 +141,15 @@ def test_under_cosine_the_codebook_loss_reaches_the_raw_codebook():
     torch.testing.assert_close(quantizer.codebook.grad, raw.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_a_code_of_zeros_has_no_gradient_under_cosine_instead_of_nan():
+    quantizer = VectorQuantizer(dim=3, vocab_size=2, metric="cosine")
+    with torch.no_grad():
+        quantizer.codebook[1] = 0
+    out = quantizer(torch.ones(4, 3))
+    (out.vectors.sum() + sum(out.losses.values())).backward()
+    assert quantizer.codebook.grad.isfinite().all()
+
+
 def test_cosine_hands_out_unit_vectors():
     for quantizer in (VectorQuantizer(5, 17, "cosine"), EmaQuantizer(5, 17, "cosine")):
         norms = quantizer.decode(torch.arange(17)).norm(dim=-1)
@@ -155,6 +205,27 @@ def test_kmeans_starts_the_codebook_at_the_clusters():
     assert (distances < 0.2).all(), distances
 
 
+def test_each_iteration_of_kmeans_lowers_the_error():
+    latents = torch.randn(500, 2)
+    errors = []
+    for iterations in (1, 3, 10):
+        torch.manual_seed(1)
+        quantizer = EmaQuantizer(dim=2, vocab_size=24, kmeans_iterations=iterations)
+        quantizer.initialize(latents)
+        errors.append((quantizer.decode(quantizer.encode(latents)) - latents).square().mean().item())
+    assert errors[0] > 1.05 * errors[1] > 1.05**2 * errors[2]
+
+
+def test_kmeans_of_fewer_latents_than_codes_puts_codes_on_all_of_them():
+    latents = torch.randn(5, 6)
+    quantizer = EmaQuantizer(dim=6, vocab_size=31, kmeans_iterations=3).train()
+    quantizer.initialize(latents)
+    assert quantizer.codebook.isfinite().all()
+    torch.testing.assert_close(quantizer.decode(quantizer.encode(latents)), latents)
+    with pytest.raises(ConfigError, match="got none"):
+        quantizer.initialize(latents[:0])
+
+
 def test_kmeans_runs_once_and_never_in_eval():
     quantizer = EmaQuantizer(dim=2, vocab_size=4, kmeans_iterations=5).eval()
     before = quantizer.codebook
@@ -172,6 +243,9 @@ def test_kmeans_runs_once_and_never_in_eval():
         ({"vocab_size": -1}, "vocab_size >= 1"),
         ({"metric": "euclid"}, "l2, cosine"),
         ({"decay": 1.0}, r"decay in \[0, 1\)"),
+        ({"epsilon": -1e-5}, "at least 0"),
+        ({"revive_below": -1.0}, "at least 0"),
+        ({"kmeans_iterations": -1}, "at least 0"),
     ],
 )
 def test_impossible_options_are_refused_with_what_was_expected(options, words):
@@ -182,20 +256,22 @@ def test_impossible_options_are_refused_with_what_was_expected(options, words):
 def _learn_in_a_rank(rank: int, address: str, batches: torch.Tensor, results) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    quantizer = _deterministic_ema()
+    plain, picking = _deterministic_ema(), _deterministic_ema(revive_below=0.5, kmeans_iterations=2)
+    torch.manual_seed(rank)  # ranks of a real training draw other numbers, and their batches need not be of one size
     for batch in batches:
-        quantizer(batch.chunk(2)[rank])
-    results.put((rank, {name: x.numpy() for name, x in quantizer.state_dict().items()}))
+        half = batch[:24] if rank else batch[24:]
+        plain(half), picking(half)
+    results.put((rank, [{name: x.numpy() for name, x in q.state_dict().items()} for q in (plain, picking)]))
     dist.barrier()
     dist.destroy_process_group()
 
 
-def _deterministic_ema() -> EmaQuantizer:
+def _deterministic_ema(**options) -> EmaQuantizer:
     torch.manual_seed(3)
-    return EmaQuantizer(dim=4, vocab_size=16, decay=0.8).train()
+    return EmaQuantizer(dim=4, vocab_size=16, decay=0.8, **options).train()
 
 
-def test_two_processes_learn_what_one_learns_on_the_joined_batch(tmp_path):
+def test_two_processes_hold_one_codebook_and_learn_what_one_learns_on_the_joined_batch(tmp_path):
     batches = torch.randn(4, 64, 4)
     alone = _deterministic_ema()
     for batch in batches:
@@ -209,10 +285,12 @@ def test_two_processes_learn_what_one_learns_on_the_joined_batch(tmp_path):
     found = dict(results.get(timeout=100) for _ in ranks)
     for rank in ranks:
         rank.join()
+    for first, second in zip(found[0], found[1], strict=True):
+        for name, x in first.items():
+            assert (x == second[name]).all(), name
     for name, expected in alone.state_dict().items():
-        assert torch.equal(torch.from_numpy(found[0][name]), torch.from_numpy(found[1][name])), name
         # The sums of two halves are rounded in another order than one sum.
-        torch.testing.assert_close(torch.from_numpy(found[0][name]), expected, rtol=1e-6, atol=1e-6, msg=name)
+        torch.testing.assert_close(torch.from_numpy(found[0][0][name]), expected, rtol=1e-6, atol=1e-6, msg=name)
 
 
 def test_public_names_are_the_classes():

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import vqtok
-from vqtok import images
+from vqtok import images, streaming
 from vqtok.errors import ConfigError, ImageError, InputError, MismatchError, OutputError, ResourceError
 from vqtok.tokenizer import Tokenizer
 from vqtok.types import TokenGrid, Tokens
@@ -133,6 +133,59 @@ def test_the_fingerprint_follows_every_weight_and_nothing_else(tiny):
             tensor[0] += 1e-3
         assert tokenizer.fingerprint != first
         first = tokenizer.fingerprint
+
+
+def test_the_fingerprint_follows_a_codebook_that_is_replaced(tiny):
+    """Each step of training makes a new codebook, often at the address of an older one."""
+    tokenizer = vqtok.build("photo-f8", vocab_size=16, channels=(8, 8, 8)).eval()
+    seen = set()
+    for i in range(20):
+        for shift in (7.0, i):
+            tokenizer.quantizer.codebook = torch.full((16, 8), 1.0) + shift * torch.eye(16, 8)
+        seen.add(tokenizer.fingerprint)
+    assert len(seen) == 20
+
+
+def test_a_model_loaded_in_inference_mode_works_and_has_the_same_fingerprint(tiny, tmp_path):
+    tiny.save(tmp_path / "m")
+    with torch.inference_mode():
+        tokenizer = vqtok.load(tmp_path / "m")
+        tokens = tokenizer.tokenize(picture(16, 24))
+        assert tokens.fingerprint == tiny.fingerprint
+        tokenizer.quantizer.codebook[0] += 1
+        assert tokenizer.fingerprint != tiny.fingerprint
+
+
+def test_what_tokens_hand_out_is_theirs_alone(tiny):
+    tokens = tiny.tokenize([picture(16, 24), picture(8, 8)])
+    first = tokens[0]
+    first.grids[:], first.sizes[:], first.ids[:] = 0, 0, 0
+    tokens.record["fingerprints"]["model"] = ""
+    again = tiny.tokenize([picture(16, 24), picture(8, 8)])
+    assert np.array_equal(tokens.grids, again.grids)
+    assert np.array_equal(tokens.sizes, again.sizes)
+    assert np.array_equal(tokens.ids, again.ids)
+    assert again.record["fingerprints"]["model"] == tiny.fingerprint
+
+
+def test_images_of_many_sizes_do_not_pile_up(tiny, monkeypatch):
+    arrays = [picture(8 * h, 8 * w) for h in range(1, 7) for w in range(1, 7)]
+    monkeypatch.setattr(streaming, "WAITING", 8000)
+    read = 0
+
+    def source():
+        nonlocal read
+        for i, array in enumerate(arrays):
+            read += array.shape[0] * array.shape[1]
+            yield str(i), array
+
+    done, most = {}, 0
+    for row in streaming.tokenize(tiny, source()):
+        most = max(most, read - sum(int(x.sizes.prod()) for x in done.values()))
+        done[row.keys[0]] = row
+    assert most <= 8000 + 48 * 48
+    for i, array in enumerate(arrays):
+        assert np.array_equal(done[str(i)].ids, tiny.tokenize(array).ids), array.shape
 
 
 def test_tokens_of_another_model_are_refused(tiny, tiny_vqgan):

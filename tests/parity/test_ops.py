@@ -15,7 +15,16 @@ from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqtok.errors import BackendUnavailable, ConfigError
-from vqtok.ops import code_statistics, native, nearest_code, reference, screened, straight_through, use_backend
+from vqtok.ops import (
+    code_statistics,
+    half_squared_norms,
+    native,
+    nearest_code,
+    reference,
+    screened,
+    straight_through,
+    use_backend,
+)
 from vqtok.ops.table import OPS
 
 NATIVE = {"vqtok.ops.native:nearest_code"}
@@ -236,6 +245,47 @@ def test_torch_accepts_the_op(op, layout):
         "straight_through": (latents, codebook, codes),
     }
     opcheck(getattr(torch.ops.vqtok, op).default, inputs[op])
+
+
+def test_torch_accepts_straight_through_of_codes_in_any_memory_order():
+    latents, codebook = gauss(3, 4, 5), gauss(7, 5, seed=1)
+    codes = nearest_code(latents, codebook).t().contiguous().t()
+    assert not codes.is_contiguous()
+    opcheck(torch.ops.vqtok.straight_through.default, (latents, codebook, codes))
+    compiled = torch.compile(straight_through, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(latents, codebook, codes).vectors, codebook[codes])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_screening_finds_the_winner_under_the_worst_products_that_its_bound_allows(kind, monkeypatch):
+    """Products that lower the winner and raise all others as far as the bound lets them."""
+    latents, codebook = KINDS[kind](97, 61, 8)
+    half_norms = half_squared_norms(codebook)
+    expected = reference.nearest_code(latents, codebook, half_norms)
+
+    def worst(rows, codebook, half_norms):
+        exact = reference.score(rows[:, None], codebook, half_norms).double()
+        error = screened._error(rows, codebook.double().norm(dim=1).amax(), half_norms.double().amax())
+        signs = torch.ones_like(exact).scatter_(1, exact.argmax(1, keepdim=True), -1)
+        return exact + 0.999 * signs * error.clamp(max=1e300)[:, None]
+
+    monkeypatch.setattr(screened, "_product", worst)
+    assert torch.equal(screened.nearest_code(latents, codebook, half_norms), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bound_of_screening_holds_for_products_that_flush_denormals(kind):
+    latents, codebook = KINDS[kind](97, 61, 8)
+    half_norms = half_squared_norms(codebook)
+    exact = reference.score(latents[:, None], codebook, half_norms).double()
+    error = screened._error(latents, codebook.double().norm(dim=1).amax(), half_norms.double().amax())
+    torch.set_flush_denormal(True)
+    try:
+        product = screened._product(latents, codebook, half_norms)
+    finally:
+        torch.set_flush_denormal(False)
+    bounded = error.isfinite()
+    assert ((product.double() - exact).abs() <= error[:, None])[bounded].all()
 
 
 def quantize(latents, codebook):

@@ -14,12 +14,13 @@ from urllib.parse import quote
 import click
 
 from vqtok.cli import options
-from vqtok.errors import ConfigError, OutputError
+from vqtok.errors import ConfigError
 
 if TYPE_CHECKING:
     from vqtok.types import Tokens
 
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+_NEVER_FOLDERS = {".gif", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".vqt"}  # meant as a file, and none that we write
 _WINDOWS_NAMES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(1, 10))}
 
 
@@ -63,18 +64,17 @@ def plan(tokens: Tokens, output: str, overwrite: bool, as_json: bool) -> list[Pa
 
 def plan_files(keys: Sequence[str], output: str, overwrite: bool) -> list[Path]:
     """Return the image file for each key: the output itself, or a name in it when it is a folder."""
-    single = Path(output).suffix.lower() in FORMATS
-    if single and len(keys) != 1:
-        raise ConfigError(f"expected one image for -o {output!r}, got {len(keys)}: use -o FOLDER")
-    targets = [Path(output)] if single else [Path(output, name) for name in file_names(keys)]
+    suffix = Path(output).suffix.lower()
+    if suffix in _NEVER_FOLDERS:
+        raise ConfigError(f"expected -o FOLDER or a file ending in {' '.join(FORMATS)}, got {output!r}")
+    if suffix in FORMATS:
+        if len(keys) != 1:
+            raise ConfigError(f"expected one image for -o {output!r}, got {len(keys)}: use -o FOLDER")
+        options.check_file(Path(output), overwrite)
+        return [Path(output)]
+    targets = [Path(output, name) for name in file_names(keys)]
     for target in targets:
-        if target.exists() and not overwrite:
-            raise OutputError(f"{str(target)!r}: it exists already: choose another name, or use --overwrite")
-    try:
-        for folder in () if single else {target.parent for target in targets}:
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{output!r}: expected a folder that can be made, but: {error.strerror}") from None
+        options.check_free(target, overwrite)
     return targets
 
 
@@ -89,8 +89,10 @@ def file_names(keys: Iterable[str]) -> list[str]:
     seen: set[str] = set()
     names = []
     for key in keys:
-        parts = [_safe(part) for part in key.split("/") if part not in ("", ".")] or ["image"]
-        stem = "/".join([*parts[:-1], os.path.splitext(parts[-1])[0]])
+        *folders, last = [_safe(part) for part in key.split("/") if part not in ("", ".")] or ["image"]
+        # No folder ends like a file, so none can be the file of another key.
+        folders = [f"{folder}_" if folder.casefold().endswith(".png") else folder for folder in folders]
+        stem = _short("/".join([*folders, os.path.splitext(last)[0]]), 1000)
         name, n = f"{stem}.png", 1
         while name.casefold() in seen:
             n += 1
@@ -106,20 +108,26 @@ def _safe(part: str) -> str:
         return encoded.replace(".", "%2E")
     if encoded.split(".")[0].casefold() in _WINDOWS_NAMES:
         encoded = f"_{encoded}"
-    # Long names keep their beginning and are told apart by a checksum.
-    return encoded if len(encoded) <= 200 else f"{encoded[:180]}-{zlib.crc32(part.encode()):08x}"
+    return _short(encoded, 200)
+
+
+def _short(name: str, limit: int) -> str:
+    """Return a name that file systems take: a long one keeps its beginning and is told apart by a checksum."""
+    return name if len(name) <= limit else f"{name[: limit - 20]}-{zlib.crc32(name.encode()):08x}"
 
 
 def write_image(array: object, target: Path | None, overwrite: bool) -> None:
-    """Encode uint8 [H, W, 3] in the format of the target's suffix, and commit it or write PNG to stdout."""
+    """Encode uint8 [H, W, 3] in the format of the target's suffix and commit it, or write PNG to stdout for None."""
     from PIL import Image
 
-    from vqtok.store.commit import commit
+    from vqtok.store.commit import commit, output_errors
 
     buffer = io.BytesIO()
     image = Image.fromarray(array)  # pyright: ignore[reportArgumentType]
     image.save(buffer, FORMATS[target.suffix.lower()] if target else "PNG", lossless=True, quality=95)
     if target is None:
         options.write_binary(buffer.getvalue())
-    else:
-        commit(target, buffer.getvalue(), overwrite=overwrite)
+        return
+    with output_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    commit(target, buffer.getvalue(), overwrite=overwrite)

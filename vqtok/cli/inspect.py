@@ -106,7 +106,7 @@ def render(report: dict[str, Any], indent: int = 0) -> list[str]:
     lines = []
     width = max((len(key) for key in report), default=0)
     for key, value in report.items():
-        head = f"{' ' * indent}{key:<{width}}  "
+        head = f"{' ' * indent}{_printable(key):<{width}}  "
         if isinstance(value, dict) and value:
             lines += [head.rstrip(), *render(value, indent + 2)]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
@@ -114,9 +114,16 @@ def render(report: dict[str, Any], indent: int = 0) -> list[str]:
             lines += [f"{' ' * indent}  {_row(row)}" for row in value[:_SHOWN]]
             lines += [f"{' ' * indent}  ... and {len(value) - _SHOWN} more (--json shows all)"] * (len(value) > _SHOWN)
         else:
-            lines.append(f"{head}{value}")
+            lines.append(f"{head}{_printable(value)}")
     return lines
 
 
 def _row(row: dict[str, Any]) -> str:
-    return f"{row['key']}: {row['size'][1]} x {row['size'][0]} pixels, grid {row['grid']}, {row['tokens']} tokens"
+    return ", ".join(f"{_printable(key)} {_printable(value)}" for key, value in row.items())
+
+
+def _printable(value: object) -> str:
+    """Return what a file says as text that cannot steer the terminal."""
+    from vqtok.images import escape
+
+    return escape(str(value))

@@ -8,11 +8,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vqtok.errors import ConfigError
+from vqtok.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from vqtok.tokenizer import Tokenizer
@@ -50,6 +52,31 @@ def load_model(model: str | None, device: str, precision: str) -> Tokenizer:
     return load(model, device=chosen, precision=precision)  # pyright: ignore[reportArgumentType]
 
 
+def check_file(path: Path, overwrite: bool) -> None:
+    """Refuse a file that cannot be written before any work is done; sweep what a killed command left beside it.
+
+    Raises:
+        OutputError: it exists already, its folder does not, or the file system refuses the name.
+    """
+    from vqtok.store import remove_stale_temporaries
+    from vqtok.store.commit import output_errors
+
+    with output_errors(path):
+        os.stat(path.absolute().parent)
+    check_free(path, overwrite)
+    remove_stale_temporaries(path.absolute().parent)
+
+
+def check_free(path: Path, overwrite: bool) -> None:
+    """Refuse a name that is taken, or that no file can have; its folder need not exist yet."""
+    from vqtok.store.commit import output_errors
+
+    with output_errors(path), suppress(FileNotFoundError):
+        os.lstat(path)
+        if not overwrite:
+            raise OutputError(f"{str(path)!r}: it exists already: choose another name, or use --overwrite")
+
+
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yield items with a bar on a terminal, and a line on stderr every half minute elsewhere."""
     if sys.stderr.isatty() and total > 1:
@@ -76,9 +103,11 @@ def write_stdout(data: bytes) -> None:
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second error when Python exits
-        raise click.exceptions.Exit(141) from None
+        if isinstance(error, BrokenPipeError):
+            raise click.exceptions.Exit(141) from None
+        raise OutputError(f"cannot write to stdout: {error.strerror}: check where it leads") from None
 
 
 def write_binary(data: bytes) -> None:

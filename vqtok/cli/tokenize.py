@@ -39,9 +39,9 @@ def command(
         else:
             store.save_tokens(output, tokens, overwrite=overwrite)
     if as_json:
-        options.print_json(
-            reader.summary() | {"tokens": int(tokens.ids.size), "fingerprint": tokens.fingerprint, "outputs": [output]}
-        )
+        outputs = [output] if len(tokens) else []
+        counts = {"tokens": int(tokens.ids.size), "fingerprint": tokens.fingerprint, "outputs": outputs}
+        options.print_json(reader.summary() | counts)
     elif output != "-" and len(tokens):
         count = f"{len(tokens)} image{'s' if len(tokens) > 1 else ''}"
         click.echo(f"{output}: {count}, {tokens.ids.size} tokens of {tokens.vocab_size}", err=True)
@@ -53,16 +53,12 @@ def check_output(output: str, overwrite: bool, as_json: bool) -> None:
     """Refuse an output that cannot be written before any work is done."""
     from pathlib import Path
 
-    from vqtok.errors import ConfigError, OutputError
+    from vqtok.errors import ConfigError
 
     if output == "-":
         if as_json:
             raise ConfigError("expected either '-o -' or --json: both want stdout")
         return
-    path = Path(output)
-    if path.suffix != ".vqt":
+    if Path(output).suffix != ".vqt":
         raise ConfigError(f"expected -o FILE.vqt or '-o -', got {output!r}")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{output!r}: it exists already: choose another name, or use --overwrite")
-    if not path.absolute().parent.is_dir():
-        raise OutputError(f"{output!r}: its folder does not exist: create the folder first")
+    options.check_file(Path(output), overwrite)

@@ -67,8 +67,9 @@ def normalize_codebook(codebook: Tensor) -> Tensor:
     tensor([[0.6000, 0.8000],
             [0.0000, 0.0000]])
     """
-    norms = _squared_norms(codebook).sqrt()
-    return (codebook.double() / torch.where(norms > 0, norms, 1.0)[:, None]).float()
+    squared = _squared_norms(codebook)
+    # Zero is replaced before the root, whose gradient there is infinite.
+    return (codebook.double() / torch.where(squared > 0, squared, 1.0).sqrt()[:, None]).float()
 
 
 def _squared_norms(codebook: Tensor) -> Tensor:

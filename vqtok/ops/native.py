@@ -50,7 +50,7 @@ def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tenso
     """
     library, instruction_set = _library(), _instruction_set()
     values = latents.float()
-    codes = torch.empty(latents.shape[:-1], dtype=torch.int64)
+    codes = torch.empty(latents.shape[:-1], dtype=torch.int64, device="cpu")
     outcome = library.vqtok_nearest_code(
         ctypes.byref(_rows(values)),
         codebook.data_ptr(),
@@ -75,8 +75,9 @@ def code_statistics(latents: Tensor, codes: Tensor, vocab_size: int) -> tuple[Te
         vocab_size: K.
     """
     values, codes = latents.float(), codes.contiguous()
-    counts = torch.empty(vocab_size, dtype=torch.int64)
-    sums = torch.empty(vocab_size, latents.shape[-1])
+    # Not torch's defaults, which callers can change: C++ writes int64 and float32 into host memory.
+    counts = torch.empty(vocab_size, dtype=torch.int64, device="cpu")
+    sums = torch.empty(vocab_size, latents.shape[-1], dtype=torch.float32, device="cpu")
     outcome = _library().vqtok_code_statistics(
         ctypes.byref(_rows(values)),
         codes.data_ptr(),

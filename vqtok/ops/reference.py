@@ -46,7 +46,7 @@ def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tenso
     codes = torch.empty(rows.shape[0], dtype=torch.int64, device=rows.device)
     for n in range(0, rows.shape[0], rows_a_block):
         block = rows[n : n + rows_a_block, None]
-        best = torch.full(block.shape[:1], -torch.inf, device=rows.device)
+        best = block.new_full(block.shape[:1], -torch.inf)
         best_code = torch.zeros(block.shape[:1], dtype=torch.int64, device=rows.device)
         for k in range(0, codebook.shape[0], codes_a_block):
             scores = score(block, codebook[k : k + codes_a_block], half_norms[k : k + codes_a_block])
@@ -88,7 +88,7 @@ def straight_through(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[
     Returns:
         vectors [..., D] of the codebook's dtype, and a scalar: float64 where an input is, else float32; 0 for N = 0.
     """
-    vectors = codebook[codes]
+    vectors = codebook[codes.contiguous()]  # else in the memory order of the codes
     return vectors, difference(vectors, latents).square_().sum() / max(latents.numel(), 1)
 
 

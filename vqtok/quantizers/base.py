@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Literal, TypeAlias, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,8 +50,14 @@ def effective_codebook(codebook: Tensor, metric: Metric) -> Tensor:
 
 
 def effective_latents(latents: Tensor, metric: Metric) -> Tensor:
-    """Return the latents [..., D] that losses compare with codebook rows: unit vectors when the metric is cosine."""
-    return F.normalize(latents, dim=-1) if metric == "cosine" else latents
+    """Return the latents [..., D] that losses compare with codebook rows: unit vectors when the metric is cosine.
+
+    Those are of at least float32, since half precision would have neither the norms nor the smallest divisor. They are
+    for losses and averages alone: codes come from the latents as they are.
+    """
+    if metric != "cosine":
+        return latents
+    return F.normalize(latents.to(torch.promote_types(latents.dtype, torch.float32)), dim=-1)
 
 
 def check_metric(metric: Metric) -> Metric:

@@ -26,7 +26,7 @@ class EmaQuantizer(Quantizer):
     """Nearest codebook row; in training mode each row follows the mean of the latents that chose it.
 
     Under torch.distributed the statistics are summed over all ranks, so every rank holds the codebook that one
-    process would have on the joined batch.
+    process would have on the joined batch; k-means initialisation and revival take the latents of rank 0.
 
     Args:
         dim: length D of a vector.
@@ -68,13 +68,19 @@ class EmaQuantizer(Quantizer):
         check_space(dim, vocab_size)
         if not 0 <= decay < 1:
             raise ConfigError(f"expected decay in [0, 1), got {decay}")
+        if min(epsilon, revive_below, kmeans_iterations) < 0:
+            raise ConfigError(
+                "expected epsilon, revive_below and kmeans_iterations of at least 0, "
+                f"got {epsilon}, {revive_below} and {kmeans_iterations}"
+            )
         self.dim, self.vocab_size = dim, vocab_size
         self.metric: Metric = check_metric(metric)
         self.decay, self.epsilon = decay, epsilon
         self.revive_below, self.kmeans_iterations = revive_below, kmeans_iterations
-        codebook = torch.empty(vocab_size, dim).uniform_(-1, 1)
+        # Float32 whatever torch's default is: averages of small steps need the bits.
+        codebook = torch.empty(vocab_size, dim, dtype=torch.float32).uniform_(-1, 1)
         self.register_buffer("codebook", codebook)
-        self.register_buffer("cluster_size", torch.ones(vocab_size))
+        self.register_buffer("cluster_size", torch.ones(vocab_size, dtype=torch.float32))
         self.register_buffer("cluster_sum", codebook.clone())
         self.register_buffer("started", torch.tensor(False))
 
@@ -88,10 +94,10 @@ class EmaQuantizer(Quantizer):
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents [..., D]; loss ``commitment``. In training mode the codebook learns afterwards."""
-        latents = effective_latents(latents, self.metric)
         if self.training and self.kmeans_iterations and not self.started:
             self.initialize(latents)
         codes = self.encode(latents)
+        latents = effective_latents(latents, self.metric)
         quantized = ops.straight_through(latents, effective_codebook(self.codebook, self.metric), codes)
         if self.training:
             self._learn(latents.detach().float(), codes)
@@ -101,6 +107,8 @@ class EmaQuantizer(Quantizer):
     def initialize(self, latents: Tensor) -> None:
         """Set the codebook by k-means on latents [..., D]; under torch.distributed on the latents of rank 0."""
         points = effective_latents(latents.detach().float().reshape(-1, self.dim), self.metric)
+        if not len(points):
+            raise ConfigError("expected latents to start the codebook from, got none")
         rounds = -(-self.vocab_size // len(points))
         picks = torch.cat([torch.randperm(len(points), device=points.device) for _ in range(rounds)])[: self.vocab_size]
         codebook = points[picks]
@@ -137,8 +145,8 @@ class EmaQuantizer(Quantizer):
             self._revive(latents.reshape(-1, self.dim), total / self.vocab_size)
 
     def _revive(self, latents: Tensor, mean_size: Tensor) -> None:
-        picks = torch.randint(len(latents), (self.vocab_size,), device=latents.device)
-        fresh = _from_rank_0(latents[picks])
+        picks = torch.randint(max(1, len(latents)), (self.vocab_size,), device=latents.device)
+        fresh = _from_rank_0(latents[picks] if len(latents) else self.codebook)
         dead = self.cluster_size < self.revive_below * mean_size
         self.codebook = torch.where(dead[:, None], fresh, self.codebook)
         self.cluster_sum = torch.where(dead[:, None], fresh * mean_size, self.cluster_sum)
