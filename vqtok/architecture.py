@@ -18,7 +18,10 @@ from vqtok.images import PreprocessSpec
 from vqtok.networks import ConvDecoder, ConvEncoder, SmallDecoder, SmallEncoder
 from vqtok.quantizers import EmaQuantizer, Quantizer, VectorQuantizer
 
-Positive = Annotated[int, Field(ge=1)]
+# Bounds that no published model comes near, so that a stranger's configuration cannot ask for endless work.
+Width = Annotated[int, Field(ge=1, le=1 << 16)]
+Blocks = Annotated[int, Field(ge=0, le=256)]
+Codes = Annotated[int, Field(ge=1, le=1 << 32)]
 
 
 class Section(BaseModel):
@@ -31,8 +34,8 @@ class SmallNetwork(Section):
     """Arguments of `SmallEncoder` and `SmallDecoder`."""
 
     type: Literal["small"] = "small"
-    channels: tuple[Positive, ...]
-    residual_blocks: tuple[Annotated[int, Field(ge=0)], ...]
+    channels: Annotated[tuple[Width, ...], Field(max_length=16)]
+    residual_blocks: tuple[Blocks, ...]
     residual_ratio: Annotated[float, Field(gt=0, le=4)] = 0.5
 
     @model_validator(mode="after")
@@ -52,11 +55,11 @@ class ConvNetwork(Section):
     """Arguments of `ConvEncoder` and `ConvDecoder`."""
 
     type: Literal["conv"] = "conv"
-    channels: Annotated[int, Field(ge=32, multiple_of=32)] = 128
-    multipliers: tuple[Positive, ...]
-    residual_blocks: Positive = 2
-    attention_levels: tuple[Annotated[int, Field(ge=0)], ...]
-    z_channels: Positive = 256
+    channels: Annotated[int, Field(ge=32, le=1 << 12, multiple_of=32)] = 128
+    multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(max_length=16)]
+    residual_blocks: Annotated[Blocks, Field(ge=1)] = 2
+    attention_levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=16)]
+    z_channels: Width = 256
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -75,8 +78,8 @@ class VectorQuantizerSection(Section):
     """Arguments of `VectorQuantizer`."""
 
     type: Literal["vector"] = "vector"
-    dim: Positive
-    vocab_size: Positive
+    dim: Width
+    vocab_size: Codes
     metric: Literal["l2", "cosine"] = "l2"
 
 
@@ -84,8 +87,8 @@ class EmaQuantizerSection(Section):
     """Arguments of `EmaQuantizer`."""
 
     type: Literal["ema"] = "ema"
-    dim: Positive
-    vocab_size: Positive
+    dim: Width
+    vocab_size: Codes
     metric: Literal["l2", "cosine"] = "l2"
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
     epsilon: Annotated[float, Field(ge=0)] = 1e-5

@@ -11,6 +11,13 @@ class VqtokError(Exception):
 
     Attributes:
         exit_code: the status with which a command ends when this error stops it.
+
+    >>> import vqtok
+    >>> try:
+    ...     vqtok.build("photo-f9")
+    ... except VqtokError as error:
+    ...     print(error.exit_code, error)
+    2 unknown preset 'photo-f9': did you mean 'photo-f8'?
     """
 
     exit_code: int = 2
@@ -94,3 +101,24 @@ class ReproducibilityError(VqtokError):
     """The same work gave other bytes than before."""
 
     exit_code = 9
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that memory ran out, which torch says in words.
+
+    >>> out_of_memory(RuntimeError("can't allocate memory: you tried to allocate 8 bytes"))
+    True
+    """
+    words = str(error)
+    return isinstance(error, MemoryError) or "allocate memory" in words or "out of memory" in words
+
+
+def escape(text: str, limit: int = 300) -> str:
+    r"""Return text that cannot steer a terminal: unprintable characters as escapes, one line, about limit long.
+
+    >>> escape("a\x1b[2Jb")
+    'a\\x1b[2Jb'
+    """
+    if len(text) > limit:
+        text = f"{text[: limit // 2]}...{text[-limit // 2 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

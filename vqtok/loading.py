@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -90,16 +91,20 @@ def find_device(device: str | torch.device) -> torch.device:
     """
     try:
         target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=target).item()  # not every device that torch knows can hold numbers
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ResourceError(f"expected a device that this machine has, got {str(device)!r}: {reason}") from None
     return target
 
 
 def _load_folder(folder: Path) -> Tokenizer:
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing of that name"
+    try:
+        kind = os.stat(folder).st_mode
+        found = "" if stat.S_ISDIR(kind) else "a file"
+    except OSError as error:
+        found = "nothing of that name" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    if found:
         raise InputError(f"{str(folder)!r}: expected a model folder (config.json, model.safetensors), found {found}")
     config = store.read_config(folder)
     config.pop("weights", None)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,8 @@ import numpy as np
 import torch
 
 from vqtok import images
+from vqtok.errors import NonFiniteLatents, out_of_memory
+from vqtok.store.token_keys import path_key
 from vqtok.types import TokenGrid, Tokens, concatenate
 
 if TYPE_CHECKING:
@@ -23,11 +24,21 @@ if TYPE_CHECKING:
 WAITING = 64 * 1024 * 1024
 
 
-def tokenize(tokenizer: Tokenizer, arrays: Iterable[tuple[str, images.RGB]]) -> Iterator[Tokens]:
+def tokenize(
+    tokenizer: Tokenizer,
+    arrays: Iterable[tuple[str, images.RGB]],
+    refuse: Callable[[str, Exception], None] | None = None,
+) -> Iterator[Tokens]:
     """Tokenize named uint8 arrays [H, W, 3] as they come, one `Tokens` an image.
 
     Equal sizes share micro-batches, so the order may change; `collect` restores it. At most `WAITING` pixels wait for
     others of their size; then the largest group goes through as it is, filled up.
+
+    Args:
+        tokenizer: the model.
+        arrays: key and uint8 [H, W, 3] of each image.
+        refuse: called with key and error of an image for which memory does not suffice or whose latents are not finite;
+            the others go on. Without it the error is raised.
     """
     empty = tokenizer.no_tokens()
     waiting: dict[tuple[int, int], list[tuple[str, images.RGB]]] = defaultdict(list)
@@ -41,15 +52,38 @@ def tokenize(tokenizer: Tokenizer, arrays: Iterable[tuple[str, images.RGB]]) -> 
             chosen = shape if full else max(waiting, key=lambda shape: len(waiting[shape]) * math.prod(shape))
             rows = waiting.pop(chosen)
             held -= len(rows) * math.prod(chosen)
-            yield from _tokenize_equal(tokenizer, rows, empty)
+            yield from _tokenize_or_refuse(tokenizer, rows, empty, refuse)
     for rows in waiting.values():
-        yield from _tokenize_equal(tokenizer, rows, empty)
+        yield from _tokenize_or_refuse(tokenizer, rows, empty, refuse)
 
 
-def _tokenize_equal(tokenizer: Tokenizer, rows: list[tuple[str, images.RGB]], empty: Tokens) -> Iterator[Tokens]:
+def _tokenize_or_refuse(
+    tokenizer: Tokenizer,
+    rows: list[tuple[str, images.RGB]],
+    empty: Tokens,
+    refuse: Callable[[str, Exception], None] | None,
+) -> list[Tokens]:
+    try:
+        return _tokenize_equal(tokenizer, rows, empty)
+    except Exception as error:
+        if refuse is None or not blames_image(error):
+            raise
+        if len(rows) == 1:
+            refuse(rows[0][0], error)
+            return []
+    # One of several is to blame: only that one is refused.
+    return [found for row in rows for found in _tokenize_or_refuse(tokenizer, [row], empty, refuse)]
+
+
+def blames_image(error: Exception) -> bool:
+    """Tell whether another image may do where this one raised: its latents or its memory were the reason."""
+    return isinstance(error, NonFiniteLatents) or out_of_memory(error)
+
+
+def _tokenize_equal(tokenizer: Tokenizer, rows: list[tuple[str, images.RGB]], empty: Tokens) -> list[Tokens]:
     pixels = torch.from_numpy(np.stack([images.to_pixels(array, tokenizer.spec) for _, array in rows]))
-    for (key, array), ids in zip(rows, tokenizer.encode(pixels).ids.cpu().numpy(), strict=True):
-        yield replace(
+    return [
+        replace(
             empty,
             ids=ids.reshape(-1),
             offsets=np.array([0, ids.size]),
@@ -57,6 +91,8 @@ def _tokenize_equal(tokenizer: Tokenizer, rows: list[tuple[str, images.RGB]], em
             sizes=np.array([array.shape[:2]]),
             keys=(key,),
         )
+        for (key, array), ids in zip(rows, tokenizer.encode(pixels).ids.cpu().numpy(), strict=True)
+    ]
 
 
 def collect(tokenizer: Tokenizer, rows: Iterable[Tokens], keys: Iterable[str]) -> Tokens:
@@ -83,7 +119,7 @@ def detokenize(tokenizer: Tokenizer, tokens: Tokens) -> Iterator[images.RGB]:
 
 def key_of(source: images.Source, index: int) -> str:
     """Return what an image is called in a token file: its path as given, or its number in the call."""
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else str(index)
+    return path_key(os.fspath(source)) if isinstance(source, str | os.PathLike) else str(index)
 
 
 def unique_keys(keys: Iterable[str]) -> tuple[str, ...]:
@@ -92,10 +128,11 @@ def unique_keys(keys: Iterable[str]) -> tuple[str, ...]:
     >>> unique_keys(["a", "b", "a"])
     ('a', 'b', 'a#2')
     """
-    seen: set[str] = set()
-    unique = []
+    taken: dict[str, int] = {}  # in the order of the keys, each with the last number that was tried for it
     for key in keys:
-        candidates = (key if n == 1 else f"{key}#{n}" for n in itertools.count(1))
-        unique.append(next(candidate for candidate in candidates if candidate not in seen))
-        seen.add(unique[-1])
-    return tuple(unique)
+        name = key
+        while name in taken:
+            taken[key] += 1
+            name = f"{key}#{taken[key]}"
+        taken[name] = 1
+    return tuple(taken)

@@ -86,7 +86,12 @@ class Tokenizer(nn.Module):
         return Reconstruction(self.decode_vectors(quantized.vectors), quantized)
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """Return what the quantizer sees of pixels [B, 3, H, W] in the model's range: float32 [B, h, w, D]."""
+        """Return what the quantizer sees of pixels [B, 3, H, W] in the model's range: float32 [B, h, w, D].
+
+        >>> import vqtok
+        >>> vqtok.build("vqvae-cifar").latents(torch.zeros(2, 3, 32, 48)).shape
+        torch.Size([2, 8, 12, 64])
+        """
         self._check_pixels(pixels)
         with self._autocast():
             latents = self.encoder(pixels)
@@ -99,6 +104,11 @@ class Tokenizer(nn.Module):
         Raises:
             ConfigError: another shape, or H or W is no multiple of ``factor``.
             NonFiniteLatents: the encoder gave NaN or infinity.
+
+        >>> import vqtok
+        >>> grid = vqtok.load().encode(torch.zeros(2, 3, 64, 96))
+        >>> grid.ids.shape, grid.vocab_size
+        (torch.Size([2, 8, 12]), 8192)
         """
         self._check_pixels(pixels)
         height, width = pixels.shape[2:]
@@ -107,18 +117,26 @@ class Tokenizer(nn.Module):
 
     @torch.inference_mode()
     def decode(self, tokens: TokenGrid) -> Tensor:
-        """Return pixels float32 [B, 3, H, W] in the model's own range."""
+        """Return pixels float32 [B, 3, H, W], in the model's own range, of a `TokenGrid` of ids int64 [B, h, w].
+
+        Raises:
+            ConfigError: ids of another dtype or shape, or outside the vocabulary.
+            MismatchError: tokens of another vocabulary.
+
+        >>> import vqtok
+        >>> vqtok.load().decode(TokenGrid(torch.zeros(1, 4, 6, dtype=torch.int64), 8192)).shape
+        torch.Size([1, 3, 32, 48])
+        """
         if tokens.vocab_size != self.vocab_size:
             raise MismatchError(f"expected tokens of a vocabulary of {self.vocab_size}, got {tokens.vocab_size}")
-        if tokens.ids.ndim < 3 or (
-            tokens.ids.numel() and not 0 <= int(tokens.ids.min()) <= int(tokens.ids.max()) < self.vocab_size
-        ):
-            raise ConfigError(
-                f"expected ids [B, h, w] in 0..{self.vocab_size - 1}, got {list(tokens.ids.shape)} or ids outside"
-            )
-        height, width = tokens.ids.shape[1:3]
+        ids = tokens.ids
+        if ids.dtype != torch.int64 or ids.ndim != 3 or 0 in ids.shape[1:]:
+            raise ConfigError(f"expected ids int64 [B, h, w], got {ids.dtype} {list(ids.shape)}")
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
+            raise ConfigError(f"expected ids in 0..{self.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}")
+        height, width = ids.shape[1:]
         decode = lambda ids: self.decode_vectors(self.quantizer.decode(ids))  # noqa: E731
-        return self._in_micro_batches(decode, tokens.ids.to(self.device), height * width * self.factor**2)
+        return self._in_micro_batches(decode, ids.to(self.device), height * width * self.factor**2)
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Return pixels float32 [B, 3, H, W] of codebook vectors [B, h, w, D]; the counterpart of `latents`."""
@@ -135,11 +153,12 @@ class Tokenizer(nn.Module):
         """Apply function to slices of one fixed length, the last filled up with zeros."""
         length = self.micro_batch(pixels_each)
         parts = []
-        for part in batch.split(length):
-            filled = (
-                torch.cat([part, part.new_zeros(length - len(part), *part.shape[1:])]) if len(part) < length else part
-            )
-            parts.append(function(filled.to(self.device))[: len(part)])
+        # The precision is the model's, and recorded; a caller's autocast would change codes behind the record.
+        with torch.autocast(self.device.type, enabled=False):
+            for part in batch.split(length):
+                fill = part.new_zeros(length - len(part), *part.shape[1:])
+                filled = torch.cat([part, fill]) if len(fill) else part
+                parts.append(function(filled.to(self.device))[: len(part)])
         return torch.cat(parts) if parts else function(batch.new_zeros(length, *batch.shape[1:]).to(self.device))[:0]
 
     def micro_batch(self, pixels_each: int) -> int:
@@ -148,6 +167,8 @@ class Tokenizer(nn.Module):
 
     def _check_pixels(self, pixels: Tensor) -> None:
         f = self.factor
+        if not isinstance(pixels, Tensor):
+            raise ConfigError(f"expected a tensor of pixels, got {type(pixels).__name__}: images go to tokenize")
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
             raise ConfigError(f"expected float pixels [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
         if pixels.shape[2] % f or pixels.shape[3] % f or 0 in pixels.shape[2:]:
@@ -159,7 +180,12 @@ class Tokenizer(nn.Module):
     # Images ----------------------------------------------------------------------------------------------------------
 
     def preprocess(self, image: images.Source) -> Tensor:
-        """Return pixels float32 [1, 3, H, W] of one image, resized or padded as the spec says, for `encode`."""
+        """Return pixels float32 [1, 3, H, W] of one image, resized or padded as the spec says, for `encode`.
+
+        >>> import vqtok
+        >>> vqtok.load().preprocess(np.zeros((30, 50, 3), np.uint8)).shape
+        torch.Size([1, 3, 32, 56])
+        """
         array = images.to_rgb(image, self.spec)
         return torch.from_numpy(images.to_pixels(array, self.spec))[None]
 
@@ -171,6 +197,11 @@ class Tokenizer(nn.Module):
 
         Raises:
             ImageError: an image was refused; the message names it.
+
+        >>> import vqtok
+        >>> tokens = vqtok.load().tokenize([np.zeros((30, 50, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)])
+        >>> tokens.grids.tolist(), tokens.sizes.tolist()
+        ([[1, 4, 7], [1, 1, 1]], [[30, 50], [8, 8]])
         """
         single = isinstance(sources, str | os.PathLike | bytes | Image.Image | np.ndarray)
         listed = [sources] if single else list(sources)
@@ -197,6 +228,11 @@ class Tokenizer(nn.Module):
 
         Raises:
             MismatchError: the tokens are another model's.
+
+        >>> import vqtok
+        >>> tokenizer = vqtok.load()
+        >>> [image.size for image in tokenizer.detokenize(tokenizer.tokenize(np.zeros((30, 50, 3), np.uint8)))]
+        [(50, 30)]
         """
         return [Image.fromarray(array) for array in streaming.detokenize(self, tokens)]
 
@@ -207,7 +243,8 @@ class Tokenizer(nn.Module):
                 f"expected tokens of model {self.fingerprint[:12]} (vocabulary {self.vocab_size}), got tokens of "
                 f"{tokens.fingerprint[:12] or 'another'} (vocabulary {tokens.vocab_size}): load the model of those"
             )
-        if (-(-tokens.sizes // self.factor) != tokens.grids[:, 1:]).any():
+        one_each = (tokens.grids[:, 0] == 1) & (np.diff(tokens.offsets) == tokens.grids.prod(axis=1))
+        if not one_each.all() or (-(-tokens.sizes // self.factor) != tokens.grids[:, 1:]).any():
             raise MismatchError(f"expected grids of one token for {self.factor} x {self.factor} pixels, got others")
 
     # Identity --------------------------------------------------------------------------------------------------------
@@ -250,6 +287,8 @@ class Tokenizer(nn.Module):
                 "device": self.device.type,
                 "machine": platform.machine(),
                 "precision": self.precision,
+                # Libraries split their sums by it; a code may differ where two are nearly equally near.
+                "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
                 "micro_batch_pixels": MICRO_BATCH_PIXELS.get(self.device.type, MICRO_BATCH_PIXELS["cuda"]),
             },
             "created_by": f"vqtok {version('vqtok')}",
@@ -266,6 +305,12 @@ class Tokenizer(nn.Module):
         Raises:
             ConfigError: the tokenizer was put together by hand, so no configuration describes it.
             OutputError: the folder exists or cannot be written.
+
+        >>> import tempfile, vqtok
+        >>> tokenizer = vqtok.build("vqvae-cifar")
+        >>> tokenizer.save(folder := tempfile.mkdtemp() + "/model")
+        >>> vqtok.load(folder).fingerprint == tokenizer.fingerprint
+        True
         """
         if self.card is None:
             raise ConfigError(

@@ -27,6 +27,11 @@ class Quantized:
         vectors: float [..., D], rows of the codebook, bit for bit; gradients pass straight through to the latents.
         codes: int64 [...] or [..., Q], each in 0..vocab_size-1.
         losses: unweighted scalars by name (``codebook``, ``commitment``, ...); weights belong to the training config.
+
+    >>> import torch, vqtok
+    >>> out = vqtok.VectorQuantizer(dim=2, vocab_size=4)(torch.zeros(3, 2))
+    >>> out.vectors.shape, out.codes.shape, sorted(out.losses)
+    (torch.Size([3, 2]), torch.Size([3]), ['codebook', 'commitment'])
     """
 
     vectors: Tensor
@@ -41,6 +46,11 @@ class Reconstruction:
     Attributes:
         pixels: float [B, 3, H, W] in the model's own range.
         quantized: the `Quantized` latents, vectors [B, h, w, D].
+
+    >>> import torch, vqtok
+    >>> out = vqtok.build("vqvae-cifar")(torch.zeros(1, 3, 16, 24))
+    >>> out.pixels.shape, out.quantized.codes.shape
+    (torch.Size([1, 3, 16, 24]), torch.Size([1, 4, 6]))
     """
 
     pixels: Tensor
@@ -54,6 +64,10 @@ class TokenGrid:
     Attributes:
         ids: int64 [B, h, w], or [B, h, w, Q] with Q codes a position; raw codes, never offset.
         vocab_size: number of codes; every id is below it.
+
+    >>> import torch
+    >>> TokenGrid(torch.zeros(2, 4, 4, dtype=torch.int64), vocab_size=512).ids.flatten(1).shape
+    torch.Size([2, 16])
     """
 
     ids: Tensor
@@ -68,6 +82,11 @@ class TokenRuns:
         ids: int64 [T], the images' runs one after the other.
         lengths: int64 [B], tokens of each image; they sum to T.
         vocab_size: number of codes.
+
+    >>> import torch
+    >>> runs = TokenRuns(torch.arange(5), lengths=torch.tensor([2, 3]), vocab_size=512)
+    >>> [run.tolist() for run in runs.ids.split(runs.lengths.tolist())]
+    [[0, 1], [2, 3, 4]]
     """
 
     ids: Tensor
@@ -117,6 +136,9 @@ class Tokens:
         for name, (came, expected) in shapes.items():
             if came != expected:
                 raise ConfigError(f"expected Tokens.{name} of shape {expected} for {n} keys, got {came}")
+        kinds = {name: getattr(self, name).dtype for name in shapes}
+        if wrong := ", ".join(f"{name} {dtype}" for name, dtype in kinds.items() if dtype.kind not in "iu"):
+            raise ConfigError(f"expected Tokens of integer arrays, got {wrong}")
         if self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
             raise ConfigError("expected Tokens.offsets to start at 0 and never fall")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import vqtok
@@ -84,7 +86,7 @@ def test_folders_patterns_and_files_keep_their_keys(tmp_path):
     assert run("tokenize", "in/*.png", "in/sub", "-o", "b.vqt", cwd=tmp_path).returncode == 0
     assert vqtok.load_tokens(tmp_path / "b.vqt").keys == ("in/b.png", "in/sub/c.bmp")
     assert run("detokenize", "a.vqt", "-o", "out", cwd=tmp_path).returncode == 0
-    assert only(tmp_path / "out") == ["%C3%A4 %C3%BC.png", "a.png", "b.png", "sub/c.png"]
+    assert only(tmp_path / "out") == ["%C3%A4 %C3%BC.png", "a.png", "b.png", "sub", "sub/c.png"]
 
 
 def test_bad_images_get_one_line_each_and_the_others_are_done(tmp_path):
@@ -121,13 +123,69 @@ def test_when_no_image_can_be_read_nothing_is_written(tmp_path):
         assert only(tmp_path) == ["lie.jpg"]
 
 
-def test_a_full_disk_behind_stdout_is_exit_5(tmp_path):
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("tokenize a.png -o - > /dev/full", 5),
+        ("--help > /dev/full", 5),
+        ("--help >&-", 5),
+        ("tokenize a.png -o - >&-", 5),
+        ("tokenize a.png -o b.vqt --json >&-", 5),
+        ("tokenize - -o b.vqt <&-", 4),
+        ("detokenize - -o b.png <&-", 4),
+        ("tokenize a.png -o b.vqt 2> /dev/full", 0),
+        ("tokenize a.png -o b.vqt 2>&-", 0),
+        ("tokenize gone.png -o b.vqt 2>&-", 4),
+        ("--help | (exec <&-; sleep 9); exit ${PIPESTATUS[0]}", 141),
+    ],
+)
+def test_streams_that_are_closed_or_full_end_as_documented(command, code, tmp_path):
     image(tmp_path / "a.png")
-    command = f"{sys.executable} -m vqtok tokenize a.png -o - > /dev/full"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 5
-    assert len(done.stderr.splitlines()) == 1
-    assert "No space left" in done.stderr
+    line = f"{sys.executable} -m vqtok {command}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert len(done.stderr.splitlines()) == (code in (4, 5) and "2>" not in command)
+    assert done.stdout == ""
+    assert ("b.vqt" in only(tmp_path)) == ("b.vqt" in command and code in (0, 5))
+    if code == 0:
+        assert len(vqtok.load_tokens(tmp_path / "b.vqt")) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give up root's right to read all")
+def test_a_folder_that_cannot_be_read_is_a_failed_input(tmp_path):
+    (tmp_path / "photos/closed").mkdir(parents=True)
+    image(tmp_path / "photos/a.png")
+    (tmp_path / "photos/closed").chmod(0)
+    drop = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+    if not shutil.which(drop[0]):
+        pytest.skip("needs setpriv")
+    command = [*drop, sys.executable, "-m", "vqtok", "tokenize", "photos", "-o", "a.vqt", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    (tmp_path / "photos/closed").chmod(0o700)
+    assert done.returncode == 3, done.stderr
+    assert [failure["key"] for failure in json.loads(done.stdout)["failures"]] == ["closed"]
+
+
+def test_an_image_whose_latents_overflow_is_named_and_its_neighbours_are_done(tmp_path):
+    torch.manual_seed(0)
+    model = vqtok.build("photo-f8", vocab_size=16, channels=(8, 8, 8)).eval()
+    flat, wild = np.full((16, 16, 3), 128, np.uint8), np.tile(np.array([[0, 255]], np.uint8), (16, 8))
+    for number, array in enumerate((flat, wild, flat)):
+        Image.fromarray(array).convert("RGB").save(tmp_path / f"{number}.png")
+    with torch.no_grad():
+        for module in model.encoder.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.bias.zero_()
+        weak, strong = (model.latents(model.preprocess(x)).abs().max() for x in (flat, np.stack([wild] * 3, axis=2)))
+        # Without biases the encoder is homogeneous, so the factor can be shared between its ends.
+        factor = 2.0**127 / (weak * strong).sqrt().double()
+        for convolution in (model.encoder.levels[0][0], model.encoder.conv_out):
+            convolution.weight.mul_(factor.sqrt())
+    model.save(tmp_path / "m")
+    done = run("tokenize", "0.png", "1.png", "2.png", "-o", "a.vqt", "-m", "m", "--json", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr.decode()
+    assert [(f["key"], f["kind"]) for f in json.loads(done.stdout)["failures"]] == [("1.png", "latents")]
+    assert vqtok.load_tokens(tmp_path / "a.vqt").keys == ("0.png", "2.png")
 
 
 def test_what_a_killed_command_left_is_swept_by_the_next(tmp_path):
@@ -162,6 +220,13 @@ def test_no_two_keys_share_a_file_and_no_file_is_anothers_folder():
         (["reconstruct", "in.png", "-o", f"{'a' * 300}.png"], 5, "too long"),
         (["reconstruct", "in.png", "-o", "in.png/folder"], 5, "not a folder"),
         (["detokenize", "one.vqt", "-o", "a.gif"], 2, ".png .webp"),
+        (["detokenize", "wide.vqt", "-o", "a.webp"], 5, "use .png"),
+        (["detokenize", "deep.vqt", "-o", "a.png"], 7, "one token"),
+        (["detokenize", "runs.vqt", "-o", "a.png"], 7, "one token"),
+        (["inspect", "runs.vqt", "--picture", "a.png"], 2, "grids"),
+        (["inspect", "one.vqt", "--picture", "a.txt"], 2, ".png .webp"),
+        (["tokenize", "in.png", "-o", "a.vqt", "--device", "meta"], 8, "meta"),
+        (["tokenize", "no\nsuch\x1b[31m*", "-o", "a.vqt"], 4, r"no\nsuch\x1b[31m"),
         (["tokenize", "none", "-o", "a.vqt"], 4, "found none"),
         (["tokenize", "*.gif", "-o", "a.vqt"], 4, "found none"),
         (["tokenize", "in.png", "-o", "a.vqt", "-m", "none"], 4, "none"),
@@ -187,6 +252,14 @@ def test_what_cannot_be_done_is_one_line_and_the_documented_code(arguments, code
     two = vqtok.Tokens(ids, np.arange(3), grids, sizes, vocab, ("a", "b"), "")
     vqtok.save_tokens(tmp_path / "two.vqt", two)
     vqtok.save_tokens(tmp_path / "one.vqt", two[0])
+    for name, grid, size, count in (
+        ("wide", (1, 1, 2100), (8, 16800), 2100),
+        ("deep", (2, 1, 1), (8, 8), 2),
+        ("runs", (1, 2, 2), (16, 16), 3),
+    ):
+        many = np.zeros(count, np.int64)
+        row = vqtok.Tokens(many, np.array([0, count]), np.array([grid]), np.array([size]), vocab, ("a",), "")
+        vqtok.save_tokens(tmp_path / f"{name}.vqt", row)
     stranger = vqtok.Tokens(ids[:1], np.arange(2), grids[:1], sizes[:1], vocab, ("a",), "0" * 64)
     vqtok.save_tokens(tmp_path / "stranger.vqt", stranger)
     before = only(tmp_path)
@@ -214,7 +287,7 @@ def test_inspect_says_what_is_there_and_draws_it(tmp_path):
     found = {tuple(x) for x in drawn.reshape(-1, 3)}
     from vqtok.evaluation.pictures import code_colours
 
-    assert {tuple(x) for x in code_colours(8192)[tokens.ids]} <= found
+    assert {tuple(x) for x in code_colours(tokens.ids)} <= found
     text = run("inspect", "a.vqt", cwd=tmp_path).stdout.decode()
     assert "key a.png, size [24, 40], grid [1, 3, 5], tokens 15" in text
 
@@ -235,6 +308,23 @@ def test_inspect_reads_the_embedded_model_aloud():
     text = done.stdout.decode()
     for words in ("8192", "Apache-2.0", "examples/train_photo_f8.py"):
         assert words in text, words
+
+
+def test_inspect_of_a_damaged_model_folder_is_exit_6(tmp_path):
+    vqtok.build("photo-f8", vocab_size=16, channels=(8, 8, 8)).save(tmp_path / "m")
+    data = bytearray((tmp_path / "m/model.safetensors").read_bytes())
+    data[-9] ^= 1
+    (tmp_path / "m/model.safetensors").write_bytes(data)
+    assert "damaged" in one_line(run("inspect", "m", cwd=tmp_path), 6)
+
+
+def test_no_configuration_talks_away_what_inspect_found(tmp_path):
+    vqtok.build("photo-f8", vocab_size=16, channels=(8, 8, 8)).save(tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text())
+    (tmp_path / "m/config.json").write_text(json.dumps({**config, "kind": "token file", "parameters": 0}))
+    report = json.loads(run("inspect", "m", "--json", cwd=tmp_path).stdout)
+    assert report["kind"] == "model folder"
+    assert report["parameters"] > 1000
 
 
 def test_inspect_of_a_model_folder(tmp_path):
@@ -284,7 +374,6 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_command_leaves_nothing(number, code, tmp_path):
-    os.mkfifo(tmp_path / "stdin")
     command = [sys.executable, "-m", "vqtok", "tokenize", "-", "-o", "a.vqt"]
     with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60

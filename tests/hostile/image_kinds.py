@@ -54,10 +54,10 @@ def chunk(name, body=b"", crc=0):
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body) ^ crc)
 
 
-def png(rows, width, height, depth=8, colour=2, before=b"", after=b"", tail=b""):
+def png(rows, width, height, depth=8, colour=2, before=b"", after=b"", tail=b"", interlaced=0):
     """A PNG of raw big-endian rows (bytes [height][...]), unfiltered."""
     data = zlib.compress(b"".join(b"\0" + row for row in rows)) + tail
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlaced)
     parts = chunk(b"IHDR", header) + before + chunk(b"IDAT", data) + after + chunk(b"IEND")
     return b"\x89PNG\r\n\x1a\n" + parts
 
@@ -66,6 +66,20 @@ def png_of(array, depth=8, **parts):
     """A PNG of uint8 or uint16 [H, W, C]: 1 grey, 2 grey with alpha, 3 colour, 4 colour with alpha."""
     rows = [row.astype(">u2" if depth == 16 else "u1").tobytes() for row in array]
     return png(rows, array.shape[1], array.shape[0], depth, {1: 0, 2: 4, 3: 2, 4: 6}[array.shape[2]], **parts)
+
+
+def interlaced_rows(array):
+    """The rows of an interlaced PNG of uint8 [H, W, C], pass by pass (PNG specification, section 8.2)."""
+    for sub in (
+        array[0::8, 0::8],
+        array[0::8, 4::8],
+        array[4::8, 0::4],
+        array[0::4, 2::4],
+        array[2::4, 0::2],
+        array[0::2, 1::2],
+        array[1::2],
+    ):
+        yield from (row.tobytes() for row in sub if row.size)
 
 
 def damaged() -> Iterator[Case]:
@@ -96,7 +110,24 @@ def damaged() -> Iterator[Case]:
     yield Case("04-cut-late-chunk", png_of(array, after=chunk(b"eXIf", bytes(50)))[:-40], ("truncated",))
     yield Case("11-no-iend", whole[:-12], ("truncated",))
     yield Case("12-idat-garbage", png_of(array, tail=b"garbage" * 9), ("corrupt",), array)
-    yield Case("12-short-idat", png([bytes(93)] * 12, 31, 24), ("truncated", "corrupt"))
+
+
+def missing_rows() -> Iterator[Case]:
+    """12: pictures whose file is whole and whose data is not, and fill that only looks like more."""
+    array, tall = picture(), picture(300, 200)
+    for rows in (12, 23):
+        yield Case(f"12-short-idat-{rows}", png([bytes(93)] * rows, 31, 24), ("truncated", "corrupt"))
+    for rows in (150, 299):
+        yield Case(f"12-short-idat-{rows}", png([row.tobytes() for row in tall[:rows]], 200, 300), ("truncated",))
+    for height, width in ((24, 31), (300, 200), (1, 1), (3, 2), (9, 1), (1, 9)):
+        seen = picture(height, width)
+        rows = [*interlaced_rows(seen)]
+        whole, short = (png(part, width, height, interlaced=1) for part in (rows, rows[:-1]))
+        yield Case(f"12-interlaced-{height}x{width}", whole, (), seen)
+        yield Case(f"12-interlaced-short-{height}x{width}", short, ("truncated", "corrupt"))
+    jpeg = save(array, "JPEG")
+    yield Case("12-jpeg-some-fill", jpeg[:2] + b"\xff" * 100 + jpeg[2:], (), reference(jpeg))
+    yield Case("12-jpeg-fill", jpeg[:2] + b"\xff" * (1 << 20) + jpeg[2:], ("too_large",))
 
 
 def bombs() -> Iterator[Case]:
@@ -158,6 +189,12 @@ def colours() -> Iterator[Case]:
     grey = np.array([[[7], [8], [7]]], np.uint8)
     shown = np.array([[[255] * 3, [8] * 3, [255] * 3]], np.uint8)
     yield Case("26-grey-key", png_of(grey, before=chunk(b"tRNS", b"\0\7")), (), shown)
+    for depth, scale in ((1, 255), (2, 85), (4, 17)):
+        levels = np.arange(16, dtype=np.uint8).reshape(2, 8) % 2**depth
+        packed = np.packbits(np.unpackbits(levels[..., None], axis=2)[..., 8 - depth :].reshape(2, -1), axis=1)
+        shown = np.where(levels == 1, 255, levels * scale).astype(np.uint8)[..., None].repeat(3, 2)
+        data = png([row.tobytes() for row in packed], 8, 2, depth, 0, before=chunk(b"tRNS", b"\0\1"))
+        yield Case(f"26-grey-key-{depth}-bit", data, (), shown)
     for channels in (2, 4):
         array = picture(40, 33, channels)
         array[0, :, -1] = 0
@@ -246,4 +283,4 @@ def lies() -> Iterator[Case]:
 
 def every() -> list[Case]:
     """All of them."""
-    return [case for make in (damaged, bombs, colours, animations, metadata, lies) for case in make()]
+    return [case for make in (damaged, missing_rows, bombs, colours, animations, metadata, lies) for case in make()]

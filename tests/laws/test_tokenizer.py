@@ -188,6 +188,24 @@ def test_images_of_many_sizes_do_not_pile_up(tiny, monkeypatch):
         assert np.array_equal(done[str(i)].ids, tiny.tokenize(array).ids), array.shape
 
 
+def test_a_callers_autocast_does_not_reach_the_tokens(tiny):
+    array = picture(64, 64)
+    plain = tiny.tokenize(array)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = tiny.tokenize(array)
+        image = tiny.detokenize(plain)[0]
+    assert np.array_equal(inside.ids, plain.ids)
+    assert np.array_equal(np.asarray(image), np.asarray(tiny.detokenize(plain)[0]))
+
+
+def test_keys_are_text_that_files_can_carry_and_never_come_twice(tiny, tmp_path):
+    Image.fromarray(picture(8, 8)).save(name := tmp_path / "\udcff.png")
+    tokens = tiny.tokenize([name, name, name])
+    vqtok.save_tokens(tmp_path / "a.vqt", tokens)
+    assert [key[len(str(tmp_path)) :] for key in tokens.keys] == ["/\\xff.png", "/\\xff.png#2", "/\\xff.png#3"]
+    assert streaming.unique_keys(["a#2", "a", "a", "a"]) == ("a#2", "a", "a#3", "a#4")
+
+
 def test_tokens_of_another_model_are_refused(tiny, tiny_vqgan):
     tokens = tiny.tokenize(picture(16, 16))
     with pytest.raises(MismatchError, match=tokens.fingerprint[:12]):
@@ -218,7 +236,7 @@ def test_pixels_of_a_wrong_shape_are_refused(tiny, shape, words):
 
 
 def test_ids_outside_the_vocabulary_are_refused(tiny):
-    for ids in (torch.full((1, 2, 2), 64), torch.full((1, 2, 2), -1), torch.zeros(4, dtype=torch.int64)):
+    for ids in (torch.full((1, 2, 2), 64), torch.full((1, 2, 2), -1)):
         with pytest.raises(ConfigError, match=r"0\.\.63"):
             tiny.decode(TokenGrid(ids, 64))
     with pytest.raises(MismatchError, match="vocabulary of 64, got 65"):
@@ -232,6 +250,12 @@ def test_ids_outside_the_vocabulary_are_refused(tiny):
         (lambda: vqtok.build("photo-f8", vocab_sise=3), ConfigError, "did you mean 'vocab_size'"),
         (lambda: vqtok.build("photo-f8", vocab_size="8"), ConfigError, "vocab_size"),
         (lambda: vqtok.build("photo-f8", vocab_size=0), ConfigError, "greater than or equal to 1"),
+        (lambda: vqtok.build("photo-f8", vocab_size=1 << 62), ConfigError, "less than or equal to"),
+        (lambda: vqtok.build("photo-f8", residual_blocks=(10**9, 0, 0)), ConfigError, "less than or equal to"),
+        (lambda: vqtok.build("vqgan-f8-16384", multipliers=(1,) * 99), ConfigError, "at most 16"),
+        (lambda: vqtok.load().encode(np.zeros((1, 3, 8, 8), np.float32)), ConfigError, "tensor of pixels"),
+        (lambda: vqtok.load().decode(TokenGrid(torch.zeros(1, 2, 2), 8192)), ConfigError, "int64"),
+        (lambda: vqtok.load().decode(TokenGrid(torch.zeros(1, 0, 2).long(), 8192)), ConfigError, r"\[1, 0, 2\]"),
         (lambda: vqtok.build("photo-f8", channels=(8, 8)), ConfigError, "one length"),
         (lambda: vqtok.build("photo-f8", channels=(8, 8), residual_blocks=(1, 1)), ConfigError, "one factor"),
         (lambda: vqtok.load("/nowhere"), InputError, "nowhere"),

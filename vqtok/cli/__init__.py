@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 
 import click
+from click.utils import PacifyFlushWrapper
 
-from vqtok.errors import VqtokError
+from vqtok.errors import VqtokError, escape, out_of_memory
 
 # Name, and what it does: the help of the group must not import the subcommands.
 COMMANDS = {
@@ -66,32 +69,52 @@ def group() -> None:
 
 def main() -> None:
     """Run the command and end the process with its documented exit code."""
+    _open_closed_streams()
     signal.signal(signal.SIGTERM, _terminate)
     gc.disable()  # half a million objects of imports hold no garbage; `options.load_model` switches it on again
     try:
         status = group(standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         status = error.exit_code
     except VqtokError as error:
         status = fail(str(error), error.exit_code)
+    except SystemExit as ending:
+        # Click ends with 1 when the reader of its help has gone away, and leaves this wrapper behind.
+        status = 141 if isinstance(sys.stdout, PacifyFlushWrapper) else ending.code
     except (click.Abort, KeyboardInterrupt):
-        status = fail("interrupted; nothing was left half done, run it again to go on", 130)
+        fail("interrupted; nothing was left half done, run it again to go on", 130)
+        os._exit(130)  # Python would end by the signal if it came while a library ran code of its own
     except Exception as error:
         status = _unexpected(error)
     sys.exit(status or 0)
 
 
 def fail(message: str, exit_code: int) -> int:
-    """Print one line on stderr and return the exit code."""
-    click.echo(f"vqtok: {message}", err=True)
+    """Print one line on stderr, whatever names it holds, and return the exit code."""
+    with suppress(OSError):
+        click.echo(f"vqtok: {escape(message, 4000)}", err=True)
     return exit_code
 
 
+def _open_closed_streams() -> None:
+    """Give a closed stdin or stdout a descriptor that refuses, so that no output file takes its number."""
+    for name, access in (("stdin", os.O_WRONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, access)  # the lowest free number: the closed one's own
+            setattr(sys, name, open(descriptor, "r" if name == "stdin" else "w", closefd=False))
+
+
 def _unexpected(error: Exception) -> int:
-    """Tell a machine without memory, which torch reports in words, from a bug; return the exit code."""
-    if isinstance(error, MemoryError) or "allocate memory" in str(error) or "out of memory" in str(error):
+    """Tell a machine without memory and a stdout that refuses from a bug; return the exit code."""
+    if out_of_memory(error):
         return fail("out of memory: use smaller images or a machine with more memory", 8)
+    if isinstance(error, OSError) and error.filename is None:  # --help and --version print for themselves
+        from vqtok.cli.options import stdout_error
+
+        ending = stdout_error(error)
+        return ending.exit_code if isinstance(ending, click.exceptions.Exit) else fail(str(ending), 5)
     import traceback
 
     traceback.print_exc()

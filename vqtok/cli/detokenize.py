@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-import sys
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import click
 
 from vqtok.cli import options
-from vqtok.errors import ConfigError
-
-if TYPE_CHECKING:
-    from vqtok.types import Tokens
+from vqtok.cli.inputs import read_stdin
+from vqtok.errors import ConfigError, OutputError
 
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".bmp": "BMP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 _NEVER_FOLDERS = {".gif", ".tif", ".tiff", ".avif", ".heic", ".jxl", ".vqt"}  # meant as a file, and none that we write
@@ -38,8 +34,8 @@ def command(
     """Turn a token file ('-' for stdin) back into images of their true sizes."""
     from vqtok import store
 
-    tokens = store.tokens_from_bytes(sys.stdin.buffer.read()) if input == "-" else store.load_tokens(input)
-    targets = plan(tokens, output, overwrite, as_json)
+    tokens = store.tokens_from_bytes(read_stdin()) if input == "-" else store.load_tokens(input)
+    targets = plan_files(tokens.keys, output, overwrite, as_json)
     tokenizer = options.load_model(model, device, precision)
     from vqtok import streaming  # after the checks that need no torch
 
@@ -50,20 +46,20 @@ def command(
         outputs = [str(target) for target in targets]
         options.print_json({"schema": "vqtok.result/1", "ok": True, "exit_code": 0, "outputs": outputs})
     elif output != "-":
-        click.echo(f"{output}: {len(tokens)} image{'s' if len(tokens) != 1 else ''}", err=True)
+        options.say(f"{output}: {len(tokens)} image{'s' if len(tokens) != 1 else ''}")
 
 
-def plan(tokens: Tokens, output: str, overwrite: bool, as_json: bool) -> list[Path | None]:
-    """Return where each image goes, None for stdout; refuse before any work is done."""
+def plan_files(keys: Sequence[str], output: str, overwrite: bool, as_json: bool) -> list[Path | None]:
+    """Return the image file for each key: the output itself, or a name in it when it is a folder; None for stdout.
+
+    Raises:
+        ConfigError: several images for one file or for stdout, or a name that is no image's.
+        OutputError: a file exists or cannot be made.
+    """
     if output == "-":
-        if len(tokens) != 1 or as_json:
-            raise ConfigError(f"expected one image and no --json with '-o -', got {len(tokens)} images")
+        if len(keys) != 1 or as_json:
+            raise ConfigError(f"expected one image and no --json with '-o -', got {len(keys)} images")
         return [None]
-    return [*plan_files(tokens.keys, output, overwrite)]
-
-
-def plan_files(keys: Sequence[str], output: str, overwrite: bool) -> list[Path]:
-    """Return the image file for each key: the output itself, or a name in it when it is a folder."""
     suffix = Path(output).suffix.lower()
     if suffix in _NEVER_FOLDERS:
         raise ConfigError(f"expected -o FOLDER or a file ending in {' '.join(FORMATS)}, got {output!r}")
@@ -75,7 +71,7 @@ def plan_files(keys: Sequence[str], output: str, overwrite: bool) -> list[Path]:
     targets = [Path(output, name) for name in file_names(keys)]
     for target in targets:
         options.check_free(target, overwrite)
-    return targets
+    return [*targets]
 
 
 def file_names(keys: Iterable[str]) -> list[str]:
@@ -124,7 +120,12 @@ def write_image(array: object, target: Path | None, overwrite: bool) -> None:
 
     buffer = io.BytesIO()
     image = Image.fromarray(array)  # pyright: ignore[reportArgumentType]
-    image.save(buffer, FORMATS[target.suffix.lower()] if target else "PNG", lossless=True, quality=95)
+    format = FORMATS[target.suffix.lower()] if target else "PNG"
+    try:
+        image.save(buffer, format, lossless=True, quality=95)
+    except (OSError, ValueError) as error:  # JPEG and WebP have limits of their own
+        size = f"{image.height} x {image.width}"
+        raise OutputError(f"{str(target)!r}: {size} pixels cannot be {format} ({error}): use .png") from None
     if target is None:
         options.write_binary(buffer.getvalue())
         return

@@ -18,7 +18,7 @@ def command(as_json: bool) -> None:
     if as_json:
         options.print_json(report)
     else:
-        for name in ("versions", "devices", "backends", "self-test"):
-            click.echo("\n  ".join([name, *report[name]]))
+        lines = ["\n  ".join([name, *report[name]]) for name in ("versions", "devices", "backends", "self-test")]
+        options.write_stdout(("\n".join(lines) + "\n").encode())
     if report["failed"]:
         raise ReproducibilityError(f"the self-test failed: {', '.join(report['failed'])}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vqtok.errors import ConfigError, InputError
+from vqtok.store.token_keys import path_key
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
@@ -23,7 +24,7 @@ class Input:
 
     def source(self, max_bytes: int) -> str | bytes:
         """Return the path, or at most max_bytes + 1 bytes of stdin."""
-        return sys.stdin.buffer.read(max_bytes + 1) if self.path == "-" else self.path
+        return read_stdin(max_bytes + 1) if self.path == "-" else self.path
 
 
 def expand(arguments: Sequence[str]) -> list[Input]:
@@ -43,26 +44,37 @@ def expand(arguments: Sequence[str]) -> list[Input]:
     for argument in arguments:
         if argument != "-" and os.path.isdir(argument):
             root = argument if len(arguments) == 1 else ""
-            found += [Input(key_of(os.path.relpath(path, root) if root else path), path) for path in _folder(argument)]
+            for path in _folder(argument):
+                found.append(Input(path_key(os.path.relpath(path, root) if root else path), path))
         elif argument != "-" and glob.has_magic(argument) and not os.path.lexists(argument):
-            found += [Input(key_of(path), path) for path in _pattern(argument)]
+            found += [Input(path_key(path), path) for path in _pattern(argument)]
         else:
-            found.append(Input(key_of(argument), argument))
+            found.append(Input(path_key(argument), argument))
     return found
 
 
-def key_of(path: str) -> str:
-    """Return a path as valid UTF-8 with forward slashes; other bytes are written as escapes."""
-    return os.fsencode(path.replace(os.sep, "/")).decode("utf-8", "backslashreplace")
+def read_stdin(size: int = -1) -> bytes:
+    """Return at most so many bytes of stdin.
+
+    Raises:
+        InputError: it is closed or cannot be read.
+    """
+    try:
+        return sys.stdin.buffer.read(size)
+    except OSError as error:
+        raise InputError(f"expected data on stdin, got: {error.strerror}: pipe a file into it") from None
 
 
 def _folder(folder: str) -> list[str]:
     real = os.path.realpath(folder)
-    paths = sorted((os.path.join(at, name) for at, _, names in os.walk(folder) for name in names), key=os.fsencode)
+    # A folder that cannot be read stays on the list: it fails as an input of its own, so nothing is left out unseen.
+    closed: list[str] = []
+    walk = os.walk(folder, onerror=lambda error: closed.append(error.filename))
+    paths = [os.path.join(at, name) for at, _, names in walk for name in names]
     images = [path for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES and _inside(path, real)]
-    if not images:
+    if not images and not closed:
         raise InputError(f"{folder}: expected images ({' '.join(sorted(IMAGE_SUFFIXES))}), found none in this folder")
-    return images
+    return sorted(images + closed, key=os.fsencode)
 
 
 def _inside(path: str, real_folder: str) -> bool:

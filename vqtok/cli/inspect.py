@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vqtok.cli import options
-from vqtok.errors import ConfigError, InputError
+from vqtok.errors import ConfigError, InputError, escape
+
+if TYPE_CHECKING:
+    from vqtok.store import TokenFile
 
 _SHOWN = 8
 
@@ -43,7 +46,7 @@ def token_report(path: str, picture: str | None, overwrite: bool) -> dict[str, A
     content = store.read_token_file(path)
     tokens, header = content.tokens, content.header
     if picture:
-        draw(content.tokens, Path(picture), overwrite)
+        draw(content, Path(picture), overwrite)
     images = [
         {"key": row.keys[0], "size": row.sizes[0].tolist(), "grid": row.grids[0].tolist(), "tokens": row.ids.size}
         for row in tokens
@@ -65,33 +68,38 @@ def token_report(path: str, picture: str | None, overwrite: bool) -> dict[str, A
     }
 
 
-def draw(tokens: Any, target: Path, overwrite: bool) -> None:
+def draw(content: TokenFile, target: Path, overwrite: bool) -> None:
     """Write the token maps of the first images."""
     import numpy as np
 
-    from vqtok.cli.detokenize import plan_files, write_image
+    from vqtok.cli.detokenize import FORMATS, plan_files, write_image
     from vqtok.evaluation.pictures import contact_sheet
 
-    if not len(tokens):
+    if not len(content.tokens):
         raise ConfigError("expected at least one image to draw, got none")
-    (file,) = plan_files(["tokens"], str(target), overwrite)
-    write_image(np.asarray(contact_sheet(tokens)), file, overwrite)
+    if content.header.layout != "grid":
+        raise ConfigError(f"expected tokens in grids to draw, got {content.header.layout!r}")
+    (file,) = plan_files(["tokens"], str(target), overwrite, as_json=True)
+    if file != target:
+        raise ConfigError(f"expected --picture IMAGE ending in {' '.join(FORMATS)}, got {str(target)!r}")
+    write_image(np.asarray(contact_sheet(content.tokens)), file, overwrite)
 
 
 def model_report(folder: str) -> dict[str, Any]:
-    """Return what a model folder says of itself, and its tensors' sizes."""
+    """Return what a model folder says of itself, and what its files are, which no configuration can talk away."""
     from vqtok import store
 
     config = store.read_config(folder)
     tensors = store.tensor_shapes(folder)
-    return {
+    store.read_weights(folder, tensors)  # nothing is said of weights that are damaged or another model's
+    facts = {
         "kind": "model folder",
         "path": folder,
         "bytes": sum(file.stat().st_size for file in Path(folder).iterdir() if file.is_file()),
         "parameters": sum(_count(shape) for shape in tensors.values()),
         "tensors": len(tensors),
-        **config,
     }
+    return facts | {name: value for name, value in config.items() if name not in facts}
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -124,6 +132,4 @@ def _row(row: dict[str, Any]) -> str:
 
 def _printable(value: object) -> str:
     """Return what a file says as text that cannot steer the terminal."""
-    from vqtok.images import escape
-
     return escape(str(value))

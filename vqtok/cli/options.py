@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vqtok.errors import ConfigError, OutputError
+from vqtok.errors import ConfigError, OutputError, escape
 
 if TYPE_CHECKING:
     from vqtok.tokenizer import Tokenizer
@@ -77,6 +77,12 @@ def check_free(path: Path, overwrite: bool) -> None:
             raise OutputError(f"{str(path)!r}: it exists already: choose another name, or use --overwrite")
 
 
+def say(text: str) -> None:
+    """Print one line on stderr; that nobody can read it is no reason to fail."""
+    with suppress(OSError):
+        click.echo(escape(text, 4000), err=True)
+
+
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
     """Yield items with a bar on a terminal, and a line on stderr every half minute elsewhere."""
     if sys.stderr.isatty() and total > 1:
@@ -90,24 +96,29 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
         now = time.monotonic()
         if now - shown >= _SECONDS_A_LINE:
             shown, rate = now, done / (now - started)
-            click.echo(f"{what}: {done} of {total}, {rate:.1f} img/s, {(total - done) / rate:.0f} s left", err=True)
+            say(f"{what}: {done} of {total}, {rate:.1f} img/s, {(total - done) / rate:.0f} s left")
 
 
 def print_json(result: Mapping[str, object]) -> None:
     """Print one JSON object on stdout."""
-    write_stdout(f"{json.dumps(result, ensure_ascii=False)}\n".encode("utf-8", "surrogateescape"))
+    write_stdout(f"{json.dumps(result, ensure_ascii=False)}\n".encode("utf-8", "backslashreplace"))
 
 
 def write_stdout(data: bytes) -> None:
-    """Write to stdout; when its reader has gone away, as ``| head`` does, end quietly."""
+    """Write to stdout; when its reader has gone away, as ``| head`` does, end quietly with 141."""
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second error when Python exits
-        if isinstance(error, BrokenPipeError):
-            raise click.exceptions.Exit(141) from None
-        raise OutputError(f"cannot write to stdout: {error.strerror}: check where it leads") from None
+        raise stdout_error(error) from None
+
+
+def stdout_error(error: OSError) -> Exception:
+    """Return what a failed write to stdout ends with: a reader that has gone away is none of our business."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # no second error when Python exits
+    if isinstance(error, BrokenPipeError):
+        return click.exceptions.Exit(141)
+    return OutputError(f"cannot write to stdout: {error.strerror}: check where it leads")
 
 
 def write_binary(data: bytes) -> None:

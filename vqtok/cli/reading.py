@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 
 from tqdm import tqdm
 
 from vqtok import images
 from vqtok.cli.inputs import Input
-from vqtok.errors import ImageError, InputError, TooManyFailures, VqtokError
+from vqtok.errors import (
+    ImageError,
+    InputError,
+    NonFiniteLatents,
+    ResourceError,
+    TooManyFailures,
+    VqtokError,
+    escape,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +52,24 @@ class Reader:
             try:
                 array = images.to_rgb(item.source(limits.max_bytes), self.spec, limits=limits, name=key)
             except ImageError as error:
-                self.failures.append(Failure(key, error.kind, str(error)))
-                tqdm.write(f"vqtok: {error}", sys.stderr)
-                continue
-            self.done += 1
-            yield key, array
+                self._fail(Failure(key, error.kind, str(error)))
+            else:
+                self.done += 1
+                yield key, array
+
+    def refuse(self, key: str, error: Exception) -> None:
+        """Report an image that was read, but that the model could not take."""
+        self.done -= 1
+        if isinstance(error, NonFiniteLatents):
+            self._fail(Failure(key, "latents", f"{escape(key)}: {error}"))
+        else:
+            words = f"{escape(key)}: memory ran out: use a smaller image or a machine with more memory"
+            self._fail(Failure(key, "memory", words))
+
+    def _fail(self, failure: Failure) -> None:
+        self.failures.append(failure)
+        with suppress(OSError):
+            tqdm.write(f"vqtok: {failure.message}", sys.stderr)
 
     def outcome(self) -> VqtokError | None:
         """Return the error with which the command ends although the other inputs were done, if there is one."""
@@ -57,6 +79,8 @@ class Reader:
             return TooManyFailures(
                 f"{len(self.failures)} of {len(self.failures) + self.done} inputs failed, the others are done"
             )
+        if all(failure.kind == "memory" for failure in self.failures):
+            return ResourceError("memory did not suffice for any input, nothing was written")
         return InputError("no input could be read, nothing was written")
 
     def summary(self) -> dict[str, object]:

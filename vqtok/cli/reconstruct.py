@@ -40,20 +40,26 @@ def command(
 
     from vqtok.cli.detokenize import plan_files, write_image
     from vqtok.cli.reading import Reader
-    from vqtok.streaming import unique_keys
+    from vqtok.streaming import blames_image, unique_keys
 
     keys = unique_keys(item.key for item in listed)
-    targets = dict(zip(keys, plan_files(keys, output, overwrite), strict=True))
+    targets = dict(zip(keys, plan_files(keys, output, overwrite, as_json), strict=True))
     tokenizer = options.load_model(model, device, precision)
     reader = Reader(tokenizer.spec)
     results = []
     arrays = reader.read(list(zip(keys, listed, strict=True)))
     for key, array in options.progress(arrays, len(listed), "reconstruct"):
-        back, numbers = measure(tokenizer, array)
+        try:
+            back, numbers = measure(tokenizer, array)
+        except Exception as error:
+            if not blames_image(error):
+                raise
+            reader.refuse(key, error)
+            continue
         write_image(back if only else picture(key, array, back, numbers), targets[key], overwrite)
         results.append({"key": key, "output": str(targets[key]), **numbers})
         if not as_json:
-            click.echo(f"{targets[key]}: {describe(numbers)}", err=True)
+            options.say(f"{targets[key] or key}: {describe(numbers)}")
     if as_json:
         options.print_json(reader.summary() | {"images": results})
     if outcome := reader.outcome():

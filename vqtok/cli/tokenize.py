@@ -31,7 +31,7 @@ def command(
     keys = streaming.unique_keys(item.key for item in listed)
     reader = Reader(tokenizer.spec)
     arrays = reader.read(list(zip(keys, listed, strict=True)))
-    rows = options.progress(streaming.tokenize(tokenizer, arrays), len(listed), "tokenize")
+    rows = options.progress(streaming.tokenize(tokenizer, arrays, reader.refuse), len(listed), "tokenize")
     tokens = streaming.collect(tokenizer, rows, keys)
     if len(tokens):
         if output == "-":
@@ -44,7 +44,7 @@ def command(
         options.print_json(reader.summary() | counts)
     elif output != "-" and len(tokens):
         count = f"{len(tokens)} image{'s' if len(tokens) > 1 else ''}"
-        click.echo(f"{output}: {count}, {tokens.ids.size} tokens of {tokens.vocab_size}", err=True)
+        options.say(f"{output}: {count}, {tokens.ids.size} tokens of {tokens.vocab_size}")
     if outcome := reader.outcome():
         raise outcome
 

@@ -54,15 +54,15 @@ def token_map(tokens: Tokens, pixels: int = 8) -> RGB:
     """
     _, height, width = (int(x) for x in tokens.grids[0])
     ids = tokens.ids.reshape(height, width, -1)[..., 0]
-    return code_colours(tokens.vocab_size)[ids].repeat(pixels, axis=0).repeat(pixels, axis=1)
+    codes, places = np.unique(ids, return_inverse=True)
+    return code_colours(codes)[places.reshape(ids.shape)].repeat(pixels, axis=0).repeat(pixels, axis=1)
 
 
-def code_colours(vocab_size: int) -> npt.NDArray[np.uint8]:
-    """Return uint8 [vocab_size, 3]: hues a golden angle apart, so that neighbouring ids look different."""
-    codes = range(vocab_size)
+def code_colours(codes: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Return uint8 [n, 3] for codes [n]: hues a golden angle apart, so that neighbouring ids look different."""
     rows = [
         colorsys.hsv_to_rgb(i * _GOLDEN % 1, 0.45 + 0.5 * (i * 7 % 11) / 10, 0.6 + 0.4 * (i * 5 % 13) / 12)
-        for i in codes
+        for i in codes.tolist()
     ]
     return (np.array(rows) * 255).astype(np.uint8)
 

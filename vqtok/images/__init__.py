@@ -7,7 +7,6 @@ from vqtok.images.decode import Source as Source
 from vqtok.images.decode import decode as decode
 from vqtok.images.files import Limits as Limits
 from vqtok.images.files import display_name as display_name
-from vqtok.images.files import escape as escape
 from vqtok.images.preprocess import PreprocessSpec as PreprocessSpec
 from vqtok.images.preprocess import from_pixels as from_pixels
 from vqtok.images.preprocess import padded_size as padded_size

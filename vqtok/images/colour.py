@@ -11,6 +11,8 @@ from PIL import ExifTags, Image
 
 from vqtok.errors import ImageError
 
+# Pillow scales the samples of 2- and 4-bit grey to 0..255, but not the transparent grey that they are compared with.
+_GREY_STEPS = {"L;2": 85, "L;4": 17}
 _BACKGROUND = {"white": 255, "black": 0}
 
 # Orientation -> swap the axes, then flip the rows, then flip the columns.
@@ -87,7 +89,11 @@ def _flatten(image: Image.Image, alpha: str) -> npt.NDArray[np.uint8]:
 def _narrow(image: Image.Image, data: bytes, depth16: str) -> Image.Image:
     """Return the image with 8 bits a sample, its pixels loaded."""
     raw = _png_layout(image)
-    if raw == "" and not image.mode.startswith(("I", "F")):
+    if raw in _GREY_STEPS and isinstance(key := image.info.get("transparency"), int):
+        scaled = image.copy()
+        scaled.info["transparency"] = key * _GREY_STEPS[raw]
+        return scaled
+    if not raw.endswith(";16B") and not image.mode.startswith(("I", "F")):
         image.load()
         return image
     if depth16 != "scale":
@@ -108,10 +114,10 @@ def _narrow(image: Image.Image, data: bytes, depth16: str) -> Image.Image:
 
 
 def _png_layout(image: Image.Image) -> str:
-    """Return how a PNG of 16 bits a sample stores them (``RGB;16B``), or nothing: Pillow drops their low bytes."""
+    """Return how a PNG stores its samples, ``RGB;16B`` for example, or nothing: Pillow's mode alone does not tell."""
     tile = getattr(image, "tile", None)
     raw = tile[0][3] if tile and image.format == "PNG" else ""
-    return raw if isinstance(raw, str) and raw.endswith(";16B") else ""
+    return raw if isinstance(raw, str) else ""
 
 
 def _samples(image: Image.Image, data: bytes, raw: str) -> npt.NDArray[np.uint16]:

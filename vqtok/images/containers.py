@@ -21,6 +21,9 @@ MAX_SCANS = 100
 MAX_PROLOGUE = 1 << 20
 """Bytes of a GIF before its first picture; Pillow reads them block by block in Python."""
 
+MAX_FILL = 4096
+"""Bytes 0xff before a marker of a JPEG; Pillow skips them one by one in Python."""
+
 _ALLOWED = (
     (0, b"\xff\xd8\xff", "JPEG"),
     (0, b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -47,6 +50,9 @@ _REFUSED = (
     (4, b"JXL ", "JPEG XL"),
     (0, b"\xff\x0a", "JPEG XL"),
 )
+
+# Left, top and steps of the seven passes of an interlaced PNG.
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 # After entropy-coded data a marker is 0xff and neither a stuffed zero, nor a restart marker, nor fill.
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -136,6 +142,8 @@ def _walk_jpeg(data: bytes) -> bool:
         if found is None:
             # Left to the decoder: it tells a scan that stops short from a harmless missing end marker.
             return True
+        if found.start() >= MAX_FILL and not data[found.start() - MAX_FILL : found.start()].strip(b"\xff"):
+            raise _too_many("fill bytes", MAX_FILL)
         at, marker = found.end(), data[found.start() + 1]
         if marker == 0xD9:
             return True
@@ -145,6 +153,43 @@ def _walk_jpeg(data: bytes) -> bool:
         if scans > MAX_SCANS:
             raise _too_many("scans", MAX_SCANS)
     raise _too_many("segments", MAX_PARTS)
+
+
+def check_png_rows(data: bytes) -> None:
+    """Inflate the picture data of a PNG whose chunks are sound, and count: Pillow leaves missing rows black.
+
+    Args:
+        data: the whole file; its size in pixels was checked, since this takes time linear in it.
+
+    Raises:
+        ImageError: ``truncated``.
+    """
+    missing, inflate, at = _png_raster(data[16:29]), zlib.decompressobj(), 8
+    while missing > 0:
+        length, name = struct.unpack_from(">I4s", data, at)
+        if name == b"IEND":
+            raise ImageError(
+                "truncated", f"expected all rows of a PNG, but {missing} bytes are not there. Fetch it again."
+            )
+        part = data[at + 8 : at + 8 + length] if name == b"IDAT" else b""
+        while part and missing > 0:
+            try:
+                missing -= len(inflate.decompress(part, 1 << 20))
+            except zlib.error:
+                return  # the decoder will say so
+            part = inflate.unconsumed_tail
+        at += 12 + length
+
+
+def _png_raster(header: bytes) -> int:
+    """Return the bytes of all rows, each with its filter byte, of a PNG with this IHDR."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header)
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)
+    total = 0
+    for left, top, step_x, step_y in _ADAM7 if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -((left - width) // step_x), -((top - height) // step_y)
+        total += rows * (1 + (columns * bits + 7) // 8) if columns > 0 < rows else 0
+    return total
 
 
 def _walk_gif(data: bytes) -> bool:

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from vqtok.errors import ConfigError, ImageError
+from vqtok.errors import ConfigError, ImageError, escape
 from vqtok.images import colour, containers
-from vqtok.images.files import Limits, check_bytes, display_name, escape, read
+from vqtok.images.files import Limits, check_bytes, display_name, read
 
 RGB: TypeAlias = npt.NDArray[np.uint8]
 Source: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | RGB
@@ -81,7 +81,8 @@ def decode(
     """Turn one image into RGB.
 
     Files and bytes are untrusted: content decides the format (JPEG, PNG, WEBP, BMP, GIF and no other; the first frame
-    of an animation), limits are checked before pixels exist, damage is an error and never a half-grey picture.
+    of an animation), limits are checked before pixels exist, and a damaged file is an error. What no check can tell is
+    a JPEG that was cut and then closed by an end marker: libjpeg fills it up with grey, and Pillow says nothing of it.
     ICC profiles are ignored. CMYK, palettes, greys and 1-bit become RGB as Pillow's ``convert("RGB")`` makes them.
 
     Args:
@@ -157,6 +158,8 @@ def _open_bytes(data: bytes, limits: Limits) -> Image.Image:
     _check_size(image.size, limits)
     if not whole:
         raise cut
+    if format == "PNG":
+        containers.check_png_rows(data)
     return image
 
 

@@ -6,7 +6,7 @@ import os
 import stat
 from dataclasses import dataclass
 
-from vqtok.errors import ImageError
+from vqtok.errors import ImageError, escape
 
 _SPECIAL = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
 
@@ -39,13 +39,6 @@ def display_name(source: object) -> str:
     if isinstance(source, (str, os.PathLike)):
         return escape(os.fsdecode(source))
     return f"<{type(source).__name__}>"
-
-
-def escape(text: str, limit: int = 300) -> str:
-    """Return text that cannot steer a terminal: unprintable characters as escapes, one line, at most limit long."""
-    if len(text) > limit:
-        text = f"{text[: limit // 2]}...{text[-limit // 2 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def read(path: str | os.PathLike[str], limits: Limits) -> bytes:

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vqtok.errors import ConfigError, ImageError
+from vqtok.errors import ConfigError, ImageError, escape
 from vqtok.images.decode import RGB, Source, decode
-from vqtok.images.files import Limits, display_name, escape
+from vqtok.images.files import Limits, display_name
 from vqtok.images.resize import RESIZES
 
 Pixels = npt.NDArray[np.float32]

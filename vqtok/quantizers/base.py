@@ -25,6 +25,11 @@ class Quantizer(nn.Module, ABC):
         dim: length of a vector.
         vocab_size: number of codes; ``encode`` gives 0..vocab_size-1.
         training_state: names of the buffers that only training reads; model folders leave them out.
+
+    >>> from vqtok import VectorQuantizer
+    >>> quantizer: Quantizer = VectorQuantizer(dim=2, vocab_size=4).eval()
+    >>> quantizer.encode(quantizer.decode(torch.tensor([3, 1]))).tolist()
+    [3, 1]
     """
 
     dim: int

@@ -52,6 +52,8 @@ def pack(tokens: Tokens, source_sha256: _Bytes | None, keep: _Bytes | None) -> l
     """Return the pieces of a token file; ConfigError when the tokens break a promise of the format."""
     if not 1 <= tokens.vocab_size <= _MAX_CODES:
         raise ConfigError(f"expected a vocab_size of 1..{_MAX_CODES}, got {tokens.vocab_size}")
+    if not _has_extent(tokens):
+        raise ConfigError("expected Tokens.grids and Tokens.sizes of at least 1, got 0")
     arrays = _required_arrays(tokens)
     layout = _layout(tokens.offsets, arrays["grid"], dynamic=keep is not None)
     if not layout:
@@ -127,6 +129,8 @@ def _checked_tokens(arrays: Mapping[str, _Array], header: TokenHeader) -> Tokens
     )
     if tokens.ids.size and (largest := int(tokens.ids.max())) >= header.vocab_size:
         raise IntegrityError(f"expected tokens below {header.vocab_size}, got {largest}")
+    if not _has_extent(tokens):
+        raise IntegrityError("expected grids and sizes of at least 1, got 0")
     if _layout(offsets, tokens.grids, dynamic="keep" in arrays) != header.layout:
         raise IntegrityError(f"expected tokens that fill their grids as layout {header.layout!r} says, but they do not")
     wrong = np.flatnonzero(_crc32(keys, arrays["grid"], arrays["tokens"], offsets) != arrays["crc32"])
@@ -179,6 +183,11 @@ def _check_profile(container: safetensors.Header, header: TokenHeader) -> None:
     for name, spec in some.items():
         if (spec.dtype, spec.shape) != expected[name]:
             raise IntegrityError(f"expected tensor {name!r} as {expected[name]}, got {spec.dtype} {spec.shape}")
+
+
+def _has_extent(tokens: Tokens) -> bool:
+    """Tell whether every image has pixels and positions."""
+    return bool((tokens.grids > 0).all() and (tokens.sizes > 0).all())
 
 
 def _layout(offsets: _Ints, grids: _Array, *, dynamic: bool) -> str:

@@ -72,6 +72,10 @@ def load_tokens(path: _PathLike) -> Tokens:
         InputError: there is no such file, or it cannot be read.
         IntegrityError: the file is damaged, truncated or no token file.
         MismatchError: the file has another format version.
+
+    >>> load_tokens("/nowhere.vqt")
+    Traceback (most recent call last):
+    vqtok.errors.InputError: expected a token file at '/nowhere.vqt', but nothing is there: check the path
     """
     return read_token_file(path).tokens
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -11,6 +13,19 @@ import numpy.typing as npt
 from vqtok.errors import ConfigError, IntegrityError
 
 MAX_KEY_BYTES = 4096
+
+
+def path_key(path: str) -> str:
+    r"""Return a path as a key: forward slashes, bytes that are no UTF-8 as escapes, too long ones by their end.
+
+    >>> path_key("photos/\udcff.jpg")
+    'photos/\\xff.jpg'
+    """
+    key = os.fsencode(path.replace(os.sep, "/")).decode("utf-8", "backslashreplace")
+    if (length := len(key.encode())) <= MAX_KEY_BYTES:
+        return key
+    tail = key.encode()[length - MAX_KEY_BYTES // 2 :].decode("utf-8", "ignore")
+    return f"...{zlib.crc32(key.encode()):08x}...{tail}"
 
 
 def encode_keys(keys: Sequence[str]) -> list[bytes]:
