@@ -11,7 +11,6 @@ from importlib import import_module
 from types import FrameType
 
 import click
-from click.utils import PacifyFlushWrapper
 
 from vqtok.errors import VqtokError, escape, out_of_memory
 
@@ -81,8 +80,8 @@ def main() -> None:
     except VqtokError as error:
         status = fail(str(error), error.exit_code)
     except SystemExit as ending:
-        # Click ends with 1 when the reader of its help has gone away, and leaves this wrapper behind.
-        status = 141 if isinstance(sys.stdout, PacifyFlushWrapper) else ending.code
+        # 1 is click's own, for a reader of its help that has gone away; ours come from `_terminate`.
+        status = 141 if ending.code == 1 else ending.code
     except (click.Abort, KeyboardInterrupt):
         fail("interrupted; nothing was left half done, run it again to go on", 130)
         os._exit(130)  # Python would end by the signal if it came while a library ran code of its own
