@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from vqtok import images, store, streaming
 from vqtok.architecture import FORMAT, ModelCard
 from vqtok.errors import ConfigError, MismatchError
+from vqtok.identity import Identity
 from vqtok.images import PreprocessSpec
 from vqtok.quantizers import Quantizer
 from vqtok.types import Reconstruction, TokenGrid, Tokens
 
-# Tensors with their addresses and versions. Holding them keeps their addresses from being given to others.
-_Versions: TypeAlias = list[tuple[Tensor, int, int]]
 Precision: TypeAlias = Literal["float32", "bfloat16"]
 WeightDtype: TypeAlias = Literal["float32", "float16"]
 STORED: dict[WeightDtype, store.StoredDtype] = {"float32": "F32", "float16": "F16"}
@@ -61,7 +60,7 @@ class Tokenizer(nn.Module):
         self.spec = preprocess
         self.precision: Precision = "float32"
         self.card: ModelCard | None = None
-        self._identity: tuple[_Versions, dict[str, str]] = ([], {})
+        self._identity = Identity()
 
     @property
     def vocab_size(self) -> int:
@@ -204,6 +203,8 @@ class Tokenizer(nn.Module):
         ([[1, 4, 7], [1, 1, 1]], [[30, 50], [8, 8]])
         """
         single = isinstance(sources, str | os.PathLike | bytes | Image.Image | np.ndarray)
+        if not single and not isinstance(sources, Iterable):
+            raise ConfigError(f"expected an image or several, got {type(sources).__name__}")
         listed = [sources] if single else list(sources)
         keys = streaming.unique_keys(streaming.key_of(source, i) for i, source in enumerate(listed))
         arrays = ((key, images.to_rgb(source, self.spec, name=key)) for key, source in zip(keys, listed, strict=True))
@@ -251,26 +252,23 @@ class Tokenizer(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 over the architecture and every tensor that inference uses; computed anew when a weight changed.
+        """sha256 over the architecture and every tensor that inference uses; computed anew when a weight changed."""
+        return self._fingerprints()["model"]
 
-        A change that goes around torch's own count of changes, through ``.data``, is not seen.
-        """
-        return self._identify()["model"]
-
-    def _identify(self) -> dict[str, str]:
+    def _fingerprints(self) -> dict[str, str]:
         tensors = self.inference_tensors()
-        state = [(x, x.data_ptr(), -1 if x.is_inference() else x._version) for x in tensors.values()]
-        if not _unchanged(self._identity[0], state):
+
+        def compute() -> dict[str, str]:
             arrays = {name: x.detach().cpu().numpy() for name, x in tensors.items()}
             described = self.card.architecture.model_dump(mode="json") if self.card else {"modules": repr(self)}
             codebook = self.quantizer.decode(torch.arange(self.vocab_size, device=self.device)).detach().cpu().numpy()
-            fingerprints = {
+            return {
                 "model": store.model_fingerprint(described, arrays),
                 "codebook": store.codebook_fingerprint(codebook, "l2"),
                 "preprocess": store.mapping_fingerprint(self.spec.model_dump(mode="json")),
             }
-            self._identity = (state, fingerprints)
-        return self._identity[1]
+
+        return self._identity.of(tensors.values(), compute)
 
     def inference_tensors(self) -> dict[str, Tensor]:
         """Return parameters and buffers by name, without what only training reads."""
@@ -280,7 +278,7 @@ class Tokenizer(nn.Module):
     def record(self) -> dict[str, object]:
         """Return what a token file says of its origin: fingerprints, and what bits depend on beside model and image."""
         return {
-            "fingerprints": dict(self._identify()),
+            "fingerprints": self._fingerprints(),
             "execution": {
                 "torch": torch.__version__,
                 "pillow": PIL.__version__,
@@ -316,14 +314,8 @@ class Tokenizer(nn.Module):
             raise ConfigError(
                 "expected a tokenizer from vqtok.build or vqtok.load to save, got one put together by hand"
             )
+        if dtype not in STORED:
+            raise ConfigError(f"expected dtype to be one of {', '.join(STORED)}, got {dtype!r}")
         tensors = {name: x.detach().cpu().numpy() for name, x in self.inference_tensors().items()}
         config = {"format": FORMAT, **self.card.model_dump(mode="json")}
         store.write_model(folder, config, tensors, dtype=STORED[dtype], overwrite=overwrite)
-
-
-def _unchanged(before: _Versions, now: _Versions) -> bool:
-    """Tell whether these are the same tensors at the same versions; tensors of inference mode count none."""
-    return len(before) == len(now) > 0 and all(
-        a is b and where == there and old == new >= 0
-        for (a, where, old), (b, there, new) in zip(before, now, strict=True)
-    )

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "vqtok"
 FLOORS = [
     {"__main__", "cli"},
     {"dataset", "training", "evaluation"},
-    {"loading", "tokenizer", "streaming", "dynamic", "presets", "architecture", "store", "adapters"},
+    {"loading", "tokenizer", "streaming", "identity", "dynamic", "presets", "architecture", "store", "adapters"},
     {"networks", "quantizers", "losses"},
     {"ops", "images"},
     {"types", "errors"},
