@@ -51,7 +51,7 @@ def assert_same(came, expected):
     assert (came.vocab_size, came.keys, came.fingerprint) == (expected.vocab_size, expected.keys, expected.fingerprint)
 
 
-grids = st.lists(st.tuples(st.integers(1, 3), st.integers(0, 5), st.integers(1, 5)), max_size=6)
+grids = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)), max_size=6)
 names = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=6, max_size=6, unique=True)
 
 
@@ -168,11 +168,12 @@ NUMBER = np.array([1.0])
 BAD_TOKENS = {
     "id_too_large": replace(SMALL, vocab_size=2),
     "id_negative": replace(SMALL, ids=SMALL.ids - 8192),
-    "ids_float": replace(SMALL, ids=SMALL.ids / 2),
     "vocab_size_zero": replace(make([]), vocab_size=0),
     "vocab_size_huge": replace(SMALL, vocab_size=(1 << 32) + 1),
     "grid_too_large": replace(SMALL, grids=SMALL.grids * 65536),
     "grid_too_small": replace(SMALL, grids=SMALL.grids[[1, 1, 1]]),
+    "grid_zero": replace(SMALL, grids=SMALL.grids * 0, ids=SMALL.ids[:0], offsets=SMALL.offsets * 0),
+    "size_zero": replace(SMALL, sizes=SMALL.sizes * 0),
     "size_negative": replace(SMALL, sizes=-SMALL.sizes),
     "key_twice": replace(SMALL, keys=("a", "b", "a")),
     "key_long": replace(SMALL, keys=("a", "b", "é" * 2049)),

@@ -63,6 +63,7 @@ def test_equal_grids_make_one_array_and_others_say_so():
         ({"grids": np.zeros((2, 3), int)}, "grids"),
         ({"sizes": np.zeros((3, 3), int)}, "sizes"),
         ({"ids": np.arange(11)}, "ids"),
+        ({"ids": np.arange(12) / 2}, "integer arrays, got ids float64"),
     ],
 )
 def test_arrays_that_contradict_each_other_are_refused(change, words):

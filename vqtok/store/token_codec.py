@@ -211,8 +211,6 @@ def _crc32(keys: Sequence[bytes], grid: _Array, ids: _Array, offsets: _Ints) -> 
 
 def _narrow(name: str, array: _Array, dtype: str, largest: int) -> _Array:
     """Return integers in their stored dtype, or refuse those that do not fit."""
-    if array.dtype.kind not in "iu":
-        raise ConfigError(f"expected Tokens.{name} of an integer dtype, got {array.dtype}")
     if array.size and (int(array.min()) < 0 or int(array.max()) > largest):
         raise ConfigError(f"expected Tokens.{name} in 0..{largest}, got {int(array.min())}..{int(array.max())}")
     return array.astype(dtype)
