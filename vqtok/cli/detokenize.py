@@ -77,15 +77,16 @@ def plan_files(keys: Sequence[str], output: str, overwrite: bool, as_json: bool)
 def file_names(keys: Iterable[str]) -> list[str]:
     """Return a safe and distinct relative path for each key, ending in ``.png``.
 
-    Parts are percent-encoded; none can leave the folder, clash by case alone, or be a name that Windows reserves.
+    Leading slashes and ``..`` are dropped, other parts percent-encoded: none can leave the folder, clash by case alone,
+    or be a name that Windows reserves.
 
     >>> file_names(["a/b.jpg", "../../etc/passwd", "A/B.jpg"])
-    ['a/b.png', '%2E%2E/%2E%2E/etc/passwd.png', 'A/B-2.png']
+    ['a/b.png', 'etc/passwd.png', 'A/B-2.png']
     """
     seen: set[str] = set()
     names = []
     for key in keys:
-        *folders, last = [_safe(part) for part in key.split("/") if part not in ("", ".")] or ["image"]
+        *folders, last = [_safe(part) for part in key.split("/") if part not in ("", ".", "..")] or ["image"]
         # No folder ends like a file, so none can be the file of another key.
         folders = [f"{folder}_" if folder.casefold().endswith(".png") else folder for folder in folders]
         stem = _short("/".join([*folders, os.path.splitext(last)[0]]), 1000)
