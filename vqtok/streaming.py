@@ -44,7 +44,7 @@ def tokenize(
     waiting: dict[tuple[int, int], list[tuple[str, images.RGB]]] = defaultdict(list)
     held = 0
     for key, array in arrays:
-        shape = images.padded_size(array.shape[:2], tokenizer.spec)
+        shape = images.padded_size((array.shape[0], array.shape[1]), tokenizer.spec)
         waiting[shape].append((key, array))
         held += math.prod(shape)
         full = len(waiting[shape]) == tokenizer.micro_batch(math.prod(shape))
