@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*)
 
-.PHONY: demo check test test-slow bench clean
+.PHONY: demo check test test-slow bench docs clean
 
 demo: .venv/installed            ## a photograph to tokens and back, in demo/
 	@mkdir -p demo
@@ -27,6 +27,9 @@ test-slow: .venv/installed-dev   ## the minutes-long tests
 bench: .venv/installed-dev       ## speed of the nearest-code lookup and of the command
 	$(BIN)/python benchmarks/nearest_code.py
 	$(BIN)/python benchmarks/command.py
+
+docs: .venv/installed-dev        ## README's blocks and every docstring's example, run
+	$(BIN)/pytest tests/contracts/test_readme.py tests/contracts/test_public_api.py
 
 .venv/installed: $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

@@ -14,7 +14,7 @@ import torch
 from torch.library import opcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vqtok.errors import BackendUnavailable, ConfigError
+from vqtok.errors import BackendUnavailable, ConfigError, NonFiniteLatents
 from vqtok.ops import (
     code_statistics,
     half_squared_norms,
@@ -112,14 +112,15 @@ def test_code_statistics_are_the_references_in_every_shape_and_dtype(forced, bac
 
 
 class LargestTensor(TorchDispatchMode):
-    """Notes the most elements that any op returned."""
+    """Notes the most elements of any tensor that an op made; views of what was there are no new tensors."""
 
     elements = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage().data_ptr() for x in args if isinstance(x, torch.Tensor)}
         for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, torch.Tensor):
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in known:
                 self.elements = max(self.elements, x.numel())
         return out
 
@@ -134,6 +135,28 @@ def test_scores_are_never_held_whole(monkeypatch, backend, kind):
         codes = backend.nearest_code(latents, codebook, codebook.square().sum(1) / 2)
     assert largest.elements <= 2048
     assert len(codes) == 401
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", [native, screened, reference], ids=["cpu", "screened", "reference"])
+def test_latents_are_never_copied_whole(monkeypatch, backend, dtype):
+    if backend is native and (reason := native.reason_against()):
+        pytest.skip(reason)
+    monkeypatch.setattr(screened, "_BLOCK_SCORES", 2048)
+    monkeypatch.setattr(reference, "_BLOCK_SCORES", 512)
+    monkeypatch.setattr(native, "_CONVERTED_ROWS", 64)
+    codebook = gauss(20, 3, seed=1)
+    for shape in ((1, 3, 41, 37), (9, 3, 1, 60), (2000, 3, 1, 1)):
+        latents = gauss(*shape).to(dtype).permute(0, 2, 3, 1)  # BCHW, not contiguous as rows
+        half_norms = half_squared_norms(codebook)
+        with LargestTensor() as largest:
+            codes = backend.nearest_code(latents, codebook, half_norms)
+        assert largest.elements <= max(2048, codes.numel())
+        assert torch.equal(codes, nearest_code(latents.contiguous(), codebook))
+        bad = latents.contiguous().clone()
+        bad.view(-1, 3)[codes.numel() - 2, 1] = torch.nan
+        with pytest.raises(NonFiniteLatents, match=f"row {codes.numel() - 2} "):
+            backend.nearest_code(bad.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), codebook, half_norms)
 
 
 def test_the_reference_gives_the_same_whatever_its_blocks(monkeypatch):

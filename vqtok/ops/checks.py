@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -64,12 +66,29 @@ def check_finite_codebook(codebook: Tensor, witness: Tensor) -> None:
         )
 
 
-def finite_rows(latents: Tensor) -> Tensor:
-    """Return latents [..., D] as float32 [N, D]; on the CPU raise NonFiniteLatents for the first row that is not."""
-    rows = latents.reshape(-1, latents.shape[-1]).float()
-    if rows.device.type == "cpu" and (row := _first_bad(rows)) >= 0:
-        raise NonFiniteLatents(row)
-    return rows
+def finite_blocks(latents: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield latents [..., D] as blocks float32 [n, D] of at most ``rows`` rows, each with the number of its first row.
+
+    Only a block is ever copied, however the latents lie. On the CPU raise NonFiniteLatents for the first row that holds
+    NaN or infinity.
+    """
+    first = 0
+    for part in _blocks(latents, rows):
+        block = part.reshape(-1, latents.shape[-1]).float()
+        if block.device.type == "cpu" and (row := _first_bad(block)) >= 0:
+            raise NonFiniteLatents(first + row)
+        yield first, block
+        first += len(block)
+
+
+def _blocks(latents: Tensor, rows: int) -> Iterator[Tensor]:
+    count = latents.shape[:-1].numel()
+    if count <= rows or latents.dim() == 1:
+        yield latents
+        return
+    each = count // latents.shape[0]
+    for part in latents.split(max(1, rows // each)):
+        yield from _blocks(part[0], rows) if each > rows else (part,)
 
 
 def _first_bad(rows: Tensor) -> int:

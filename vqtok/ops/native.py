@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from vqtok.errors import BackendUnavailable, ConfigError, NonFiniteLatents, ResourceError
+from vqtok.ops.checks import finite_blocks
 
 LIBRARY = Path(__file__).parent.parent / "_native" / "libvqtok_cpu.so"
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512")
 """From the plainest up; ``VQTOK_CPU_ISA`` forces one of them."""
 
 _ABI = 1
+_CONVERTED_ROWS = 1 << 14
+"""Latents of other dtypes are converted this many at a time; each time the codebook is packed anew."""
 _DONE, _NO_MEMORY = -1, -2
 
 
@@ -49,21 +52,22 @@ def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tenso
         NonFiniteLatents: a row holds NaN or infinity.
     """
     library, instruction_set = _library(), _instruction_set()
-    values = latents.float()
-    codes = torch.empty(latents.shape[:-1], dtype=torch.int64, device="cpu")
-    outcome = library.vqtok_nearest_code(
-        ctypes.byref(_rows(values)),
-        codebook.data_ptr(),
-        half_norms.data_ptr(),
-        codebook.shape[0],
-        codes.data_ptr(),
-        torch.get_num_threads(),
-        instruction_set,
-    )
-    if outcome >= 0:
-        raise NonFiniteLatents(outcome)
-    _check(outcome)
-    return codes
+    codes = torch.empty(latents.shape[:-1].numel(), dtype=torch.int64, device="cpu")
+    blocks = [(0, latents)] if latents.dtype == torch.float32 else finite_blocks(latents, _CONVERTED_ROWS)
+    for first, block in blocks:
+        outcome = library.vqtok_nearest_code(
+            ctypes.byref(_rows(block)),
+            codebook.data_ptr(),
+            half_norms.data_ptr(),
+            codebook.shape[0],
+            codes[first:].data_ptr(),
+            torch.get_num_threads(),
+            instruction_set,
+        )
+        if outcome >= 0:
+            raise NonFiniteLatents(outcome)
+        _check(outcome)
+    return codes.reshape(latents.shape[:-1])
 
 
 def code_statistics(latents: Tensor, codes: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vqtok.ops.arithmetic import fused_multiply_add
-from vqtok.ops.checks import finite_rows
+from vqtok.ops.checks import finite_blocks
 
 _BLOCK_SCORES = 1 << 18
 """Scores held at a time, in float64 with a handful of temporaries: some tens of megabytes."""
@@ -40,20 +40,19 @@ def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tenso
     Returns:
         int64 [...].
     """
-    rows = finite_rows(latents)
     codes_a_block = min(codebook.shape[0], _BLOCK_SCORES)
     rows_a_block = max(1, _BLOCK_SCORES // codes_a_block)
-    codes = torch.empty(rows.shape[0], dtype=torch.int64, device=rows.device)
-    for n in range(0, rows.shape[0], rows_a_block):
-        block = rows[n : n + rows_a_block, None]
+    codes = torch.empty(latents.shape[:-1].numel(), dtype=torch.int64, device=latents.device)
+    for n, rows in finite_blocks(latents, rows_a_block):
+        block = rows[:, None]
         best = block.new_full(block.shape[:1], -torch.inf)
-        best_code = torch.zeros(block.shape[:1], dtype=torch.int64, device=rows.device)
+        best_code = torch.zeros(block.shape[:1], dtype=torch.int64, device=block.device)
         for k in range(0, codebook.shape[0], codes_a_block):
             scores = score(block, codebook[k : k + codes_a_block], half_norms[k : k + codes_a_block])
             top, at = _first_largest(scores)
             best_code = torch.where(top > best, at + k, best_code)
             best = torch.maximum(top, best)
-        codes[n : n + rows_a_block] = best_code
+        codes[n : n + len(rows)] = best_code
     return codes.reshape(latents.shape[:-1])
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vqtok.ops import reference
-from vqtok.ops.checks import finite_rows
+from vqtok.ops.checks import finite_blocks
 
 _BLOCK_SCORES = 1 << 21
 _MANY = 32
@@ -38,16 +38,14 @@ def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tenso
     Returns:
         int64 [...].
     """
-    rows = finite_rows(latents)
     rows_a_block = max(1, _BLOCK_SCORES // codebook.shape[0])
-    codes = torch.empty(rows.shape[0], dtype=torch.int64, device=rows.device)
+    codes = torch.empty(latents.shape[:-1].numel(), dtype=torch.int64, device=latents.device)
     longest, heaviest = codebook.double().norm(dim=1).amax(), half_norms.double().amax()
     # Autocast would reach into the product from outside and round its inputs to half precision.
-    with torch.autocast(rows.device.type, enabled=False):
-        for n in range(0, rows.shape[0], rows_a_block):
-            block = rows[n : n + rows_a_block]
+    with torch.autocast(latents.device.type, enabled=False):
+        for n, block in finite_blocks(latents, rows_a_block):
             error = _error(block, longest, heaviest)
-            codes[n : n + rows_a_block] = _decide(block, codebook, half_norms, error)
+            codes[n : n + len(block)] = _decide(block, codebook, half_norms, error)
     return codes.reshape(latents.shape[:-1])
 
 
