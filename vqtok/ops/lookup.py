@@ -19,7 +19,8 @@ def nearest_code(latents: Tensor, codebook: Tensor, metric: str = "l2") -> Tenso
 
     Every backend gives the same codes, whatever the batch, the threads or the device: the score of a code is a float32
     fused multiply-add over d = 0..D-1, which starts at minus half the squared norm of its vector (``"dot"`` and
-    ``"cosine"``: at 0), and the largest score wins. See ``vqtok/ops/reference.py``.
+    ``"cosine"``: at 0), and the largest score wins. See ``vqtok/ops/reference.py``. Denormal numbers count as they are,
+    unless this thread was told to flush them (``torch.set_flush_denormal``).
 
     Args:
         latents: [..., D], any leading shape and strides; float16, bfloat16, float32 or float64, rounded once to
