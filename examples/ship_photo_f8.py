@@ -13,12 +13,11 @@ from pathlib import Path
 
 import vqtok
 
-ROOT = Path(__file__).parents[1]
-
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("run", type=Path, help="folder of the run")
 parser.add_argument("--commit", required=True, help="commit whose examples/train_photo_f8.py was run")
 parser.add_argument("--manifest", type=Path, required=True, help="table of the corpus, one line an image")
+parser.add_argument("--root", type=Path, default=Path(__file__).parents[1], help="checkout to put it into")
 options = parser.parse_args()
 
 packages = defaultdict(list)
@@ -33,7 +32,7 @@ provenance = {
     "commit": options.commit,
     "steps": curve[-1]["step"],
     "validation": {"step": best["step"], "psnr_db": round(best["psnr"], 3), "images": "held out by hash of the name"},
-    "evaluation": json.loads((ROOT / "benchmarks/results/photo-f8.json").read_text()),
+    "evaluation": json.loads((options.root / "benchmarks/results/photo-f8.json").read_text()),
     "never_trained_on": "the 24 Kodak images, the public evaluation photographs, the validation photographs",
     "corpus": {
         f"{name} {version}": {"images": len(sizes), "megapixels": round(sum(sizes) / 1e6, 1), "licence": licence}
@@ -42,5 +41,5 @@ provenance = {
 }
 tokenizer = vqtok.load(options.run / "best")
 tokenizer.card = tokenizer.card.model_copy(update={"provenance": provenance, "licence": "Apache-2.0"})
-tokenizer.save(ROOT / "vqtok/assets/photo-f8", overwrite=True, dtype="float16")
-(ROOT / "docs/photo-f8-training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))
+tokenizer.save(options.root / "vqtok/assets/photo-f8", overwrite=True, dtype="float16")
+(options.root / "docs/photo-f8-training.jsonl").write_text("".join(json.dumps(row) + "\n" for row in curve))

@@ -119,7 +119,7 @@ def detokenize(tokenizer: Tokenizer, tokens: Tokens) -> Iterator[images.RGB]:
 
 def key_of(source: images.Source, index: int) -> str:
     """Return what an image is called in a token file: its path as given, or its number in the call."""
-    return path_key(os.fspath(source)) if isinstance(source, str | os.PathLike) else str(index)
+    return path_key(os.fsdecode(source)) if isinstance(source, str | os.PathLike) else str(index)
 
 
 def unique_keys(keys: Iterable[str]) -> tuple[str, ...]:

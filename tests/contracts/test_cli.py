@@ -74,6 +74,8 @@ def test_a_pipe_there_and_back(tmp_path):
     assert back.returncode == 0, back.stderr.decode()
     assert back.stdout.startswith(b"\x89PNG")
     assert there.stderr == back.stderr == b""
+    both = run("reconstruct", "-", "-o", "-", "--only", stdin=source)
+    assert both.stdout == back.stdout
 
 
 def test_folders_patterns_and_files_keep_their_keys(tmp_path):

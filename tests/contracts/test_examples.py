@@ -32,6 +32,19 @@ def train(run: Path, photos: Path, steps: int) -> None:
     subprocess.run([*map(str, command), "--steps", str(steps)], check=True, capture_output=True, timeout=110)
 
 
+def ship(run: Path, root: Path) -> None:
+    for folder in ("benchmarks/results", "docs", "vqtok/assets"):
+        (root / folder).mkdir(parents=True)
+    (root / "benchmarks/results/photo-f8.json").write_text('{"psnr": 9}')
+    rows = ["set path width height package version licence"]
+    rows += ["train x 1000 1000 p 1.0 MIT", "extra x 1000 2000 p 1.0 MIT"]
+    rows += ["eval_public x 9 9 q 2.0 MIT", "val x 9 9 p 1.0 MIT"]
+    (root / "MANIFEST.tsv").write_text("\n".join(rows).replace(" ", "\t"))
+    script = [sys.executable, ROOT / "examples/ship_photo_f8.py", run, "--commit=abc", f"--root={root}"]
+    command = [*map(str, script), "--manifest", str(root / "MANIFEST.tsv")]
+    subprocess.run(command, check=True, capture_output=True, timeout=100)
+
+
 def test_training_of_the_default_tokenizer_runs_resumes_and_gives_a_model(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -43,3 +56,10 @@ def test_training_of_the_default_tokenizer_runs_resumes_and_gives_a_model(tmp_pa
     tokenizer = vqtok.load(tmp_path / "run/best")
     assert tokenizer.vocab_size == 8
     assert np.unique(tokenizer.tokenize(photos / "photo.png").ids).size > 1
+    ship(tmp_path / "run", tmp_path)
+    shipped = vqtok.load(tmp_path / "vqtok/assets/photo-f8")
+    assert shipped.fingerprint == tokenizer.fingerprint
+    provenance = shipped.card.provenance
+    assert (provenance["commit"], provenance["steps"], provenance["evaluation"]) == ("abc", 4, {"psnr": 9})
+    assert provenance["corpus"] == {"p 1.0": {"images": 2, "megapixels": 3.0, "licence": "MIT"}}, "evaluation left out"
+    assert (tmp_path / "docs/photo-f8-training.jsonl").read_text() == lines

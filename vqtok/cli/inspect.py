@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,17 +73,17 @@ def draw(content: TokenFile, target: Path, overwrite: bool) -> None:
     """Write the token maps of the first images."""
     import numpy as np
 
-    from vqtok.cli.detokenize import FORMATS, plan_files, write_image
+    from vqtok.cli.detokenize import FORMATS, write_image
     from vqtok.evaluation.pictures import contact_sheet
 
     if not len(content.tokens):
         raise ConfigError("expected at least one image to draw, got none")
     if content.header.layout != "grid":
         raise ConfigError(f"expected tokens in grids to draw, got {content.header.layout!r}")
-    (file,) = plan_files(["tokens"], str(target), overwrite, as_json=True)
-    if file != target:
+    if target.suffix.lower() not in FORMATS:
         raise ConfigError(f"expected --picture IMAGE ending in {' '.join(FORMATS)}, got {str(target)!r}")
-    write_image(np.asarray(contact_sheet(content.tokens)), file, overwrite)
+    options.check_file(target, overwrite)
+    write_image(np.asarray(contact_sheet(content.tokens)), target, overwrite)
 
 
 def model_report(folder: str) -> dict[str, Any]:
@@ -96,17 +97,10 @@ def model_report(folder: str) -> dict[str, Any]:
         "kind": "model folder",
         "path": folder,
         "bytes": sum(file.stat().st_size for file in Path(folder).iterdir() if file.is_file()),
-        "parameters": sum(_count(shape) for shape in tensors.values()),
+        "parameters": sum(map(math.prod, tensors.values())),
         "tensors": len(tensors),
     }
     return facts | {name: value for name, value in config.items() if name not in facts}
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def render(report: dict[str, Any], indent: int = 0) -> list[str]:

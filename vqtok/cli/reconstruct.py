@@ -20,7 +20,9 @@ Numbers = dict[str, Any]
 
 @click.command("reconstruct")
 @click.argument("inputs", nargs=-1, metavar="INPUT...")
-@click.option("-o", "--output", required=True, metavar="IMAGE|DIR", help="Picture to write; a folder for several.")
+@click.option(
+    "-o", "--output", required=True, metavar="IMAGE|DIR", help="Picture to write, folder for several, '-' for stdout."
+)
 @click.option("--only", is_flag=True, help="Write the reconstruction alone, without the original and the numbers.")
 @options.model
 @options.overwrite
