@@ -23,7 +23,7 @@ _CONVERTED_ROWS = 1 << 14
 _DONE, _NO_MEMORY = -1, -2
 
 
-class _Rows(ctypes.Structure):
+class Rows(ctypes.Structure):
     """Strided rows, as ``VqtokRows`` of csrc/include/vqtok_cpu.h."""
 
     _fields_ = (
@@ -51,22 +51,22 @@ def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tenso
     Raises:
         NonFiniteLatents: a row holds NaN or infinity.
     """
-    library, instruction_set = _library(), _instruction_set()
+    native, isa = library(), instruction_set()
     codes = torch.empty(latents.shape[:-1].numel(), dtype=torch.int64, device="cpu")
     blocks = [(0, latents)] if latents.dtype == torch.float32 else finite_blocks(latents, _CONVERTED_ROWS)
     for first, block in blocks:
-        outcome = library.vqtok_nearest_code(
-            ctypes.byref(_rows(block)),
+        outcome = native.vqtok_nearest_code(
+            ctypes.byref(rows_of(block)),
             codebook.data_ptr(),
             half_norms.data_ptr(),
             codebook.shape[0],
             codes[first:].data_ptr(),
             torch.get_num_threads(),
-            instruction_set,
+            isa,
         )
         if outcome >= 0:
             raise NonFiniteLatents(outcome)
-        _check(outcome)
+        check(outcome)
     return codes.reshape(latents.shape[:-1])
 
 
@@ -82,23 +82,23 @@ def code_statistics(latents: Tensor, codes: Tensor, vocab_size: int) -> tuple[Te
     # Not torch's defaults, which callers can change: C++ writes int64 and float32 into host memory.
     counts = torch.empty(vocab_size, dtype=torch.int64, device="cpu")
     sums = torch.empty(vocab_size, latents.shape[-1], dtype=torch.float32, device="cpu")
-    outcome = _library().vqtok_code_statistics(
-        ctypes.byref(_rows(values)),
+    outcome = library().vqtok_code_statistics(
+        ctypes.byref(rows_of(values)),
         codes.data_ptr(),
         vocab_size,
         counts.data_ptr(),
         sums.data_ptr(),
         torch.get_num_threads(),
     )
-    _check(outcome)
+    check(outcome)
     return counts, sums
 
 
 def reason_against() -> str:
     """Return why the library cannot be used here, or ""."""
     try:
-        _library()
-        _instruction_set()
+        library()
+        instruction_set()
     except BackendUnavailable as error:
         return str(error)
     return ""
@@ -107,12 +107,12 @@ def reason_against() -> str:
 def instruction_sets() -> tuple[str, ...]:
     """Return those of `INSTRUCTION_SETS` that this build and this processor have; none without the library."""
     try:
-        return _running(_library())
+        return _running(library())
     except BackendUnavailable:
         return ()
 
 
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
     """Return the loaded library, or raise BackendUnavailable with the reason."""
     try:
         return _loaded(str(LIBRARY))
@@ -149,7 +149,7 @@ def _loaded(path: str) -> ctypes.CDLL:
     return library
 
 
-def _instruction_set() -> int:
+def instruction_set() -> int:
     """Return the number of the forced instruction set, or of the best one."""
     running = instruction_sets()
     name = os.environ.get("VQTOK_CPU_ISA", "")
@@ -162,7 +162,7 @@ def _instruction_set() -> int:
     return INSTRUCTION_SETS.index(name)
 
 
-def _rows(values: Tensor) -> _Rows:
+def rows_of(values: Tensor) -> Rows:
     """Describe float32 [..., D]; leading dimensions that lie in one stride are merged, so most inputs have rank 1."""
     sizes: list[int] = []
     strides: list[int] = []
@@ -174,10 +174,11 @@ def _rows(values: Tensor) -> _Rows:
             strides.insert(0, stride)
     axes = _axes(len(sizes))
     rows, dim = values.shape[:-1].numel(), values.shape[-1]
-    return _Rows(values.data_ptr(), axes(*sizes), axes(*strides), len(sizes), values.stride(-1), rows, dim)
+    return Rows(values.data_ptr(), axes(*sizes), axes(*strides), len(sizes), values.stride(-1), rows, dim)
 
 
-def _check(outcome: int) -> None:
+def check(outcome: int) -> None:
+    """Raise for what a function of the library returned, unless it is done."""
     if outcome == _NO_MEMORY:
         raise ResourceError("expected memory for one packed copy of the codebook, but the system has none left")
     if outcome != _DONE:
