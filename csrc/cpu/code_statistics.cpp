@@ -33,7 +33,7 @@ int64_t vqtok_code_statistics(const VqtokRows* latents, const int64_t* codes, in
                 const int64_t k = codes[n];
                 if (k < begin || k >= end) continue;
                 ++counts[k];
-                add_row(latents->data + vqtok::row_offset(*latents, n), latents->stride_d, D, exact.get() + k * D);
+                add_row(static_cast<const float*>(latents->data) + vqtok::row_offset(*latents, n), latents->stride_d, D, exact.get() + k * D);
             }
             for (int64_t i = begin * D; i < end * D; ++i) sums[i] = static_cast<float>(exact.get()[i]);
         });

@@ -4,11 +4,13 @@ from vqtok.ops.arithmetic import half_squared_norms as half_squared_norms
 from vqtok.ops.arithmetic import normalize_codebook as normalize_codebook
 from vqtok.ops.lookup import nearest_code as nearest_code
 from vqtok.ops.passage import straight_through as straight_through
+from vqtok.ops.prepared import PreparedCodebook as PreparedCodebook
 from vqtok.ops.registry import explain as explain
 from vqtok.ops.registry import use_backend as use_backend
 from vqtok.ops.statistics import code_statistics as code_statistics
 
 __all__ = [
+    "PreparedCodebook",
     "code_statistics",
     "explain",
     "half_squared_norms",
