@@ -49,6 +49,7 @@ class ExactTile {
     int capacity() const { return kernel_.strips * kernel_.lanes; }
 
     void add(const float* latent, int64_t n) {
+        if (count_ == capacity()) scan();
         rows_[count_] = latent;
         number_[count_++] = n;
     }
