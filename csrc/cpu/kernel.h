@@ -16,6 +16,13 @@
 #define VQTOK_X86 0
 #endif
 
+// GCC 8 and 9 know no bfloat16 instructions.
+#if VQTOK_X86 && (defined(__clang__) || __GNUC__ >= 10)
+#define VQTOK_X86_BF16 1
+#else
+#define VQTOK_X86_BF16 0
+#endif
+
 #if defined(__aarch64__) && !defined(VQTOK_PORTABLE)
 #define VQTOK_ARM64 1
 #else

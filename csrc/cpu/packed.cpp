@@ -91,7 +91,9 @@ const Screener* screener_for(int32_t kind) {
     __builtin_cpu_init();
     const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw");
     if (kind == kInt8 && wide && __builtin_cpu_supports("avx512vnni")) return &kInt8Screener;
+#if VQTOK_X86_BF16
     if (kind == kBf16 && wide && __builtin_cpu_supports("avx512bf16")) return &kBf16Screener;
+#endif
 #else
     (void)kind;
 #endif

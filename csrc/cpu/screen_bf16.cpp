@@ -1,7 +1,7 @@
 // bfloat16: two products a lane and step, summed in float32.
 #include "kernel.h"
 
-#if VQTOK_X86
+#if VQTOK_X86_BF16
 #include <immintrin.h>
 
 #define VQTOK_TARGET __attribute__((target("avx512f,avx512bw,avx512bf16")))

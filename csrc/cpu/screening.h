@@ -81,6 +81,8 @@ struct Screener {
 
 #if VQTOK_X86
 extern const Screener kInt8Screener;
+#endif
+#if VQTOK_X86_BF16
 extern const Screener kBf16Screener;
 #endif
 

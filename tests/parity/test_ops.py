@@ -77,6 +77,8 @@ KINDS = {
     "huge": lambda n, k, d: (gauss(n, d) * 1e15, gauss(k, d, seed=1) * 1e15),
     "one great code": lambda n, k, d: (gauss(n, d), torch.cat([gauss(k - 1, d, seed=1), 1e6 * gauss(1, d)])),
     "half-way": lambda n, k, d: (gauss(k, d, seed=1)[torch.arange(2 * n).view(n, 2) % k].mean(1), gauss(k, d, seed=1)),
+    # Products far beyond 24 bits: the order of the codes comes from how the deciding score rounds.
+    "drowned": lambda n, k, d: (63 * lattice(n, d), 2.0**23 + lattice(k, d, seed=1)),
     "zeros": lambda n, k, d: (torch.zeros(n, d), torch.zeros(k, d)),
     "scales": lambda n, k, d: (gauss(n, d) * 10 ** gauss(n, 1), gauss(k, d, seed=1) * 10 ** (5 * gauss(k, 1))),
 }
@@ -275,6 +277,21 @@ def test_the_library_serves_many_python_threads_at_once(library):
     with ThreadPoolExecutor(8) as pool:
         for codes in pool.map(lambda _: nearest_code(latents, codebook), range(32)):
             assert torch.equal(codes, expected)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_library_starts_no_more_threads_than_torch_has(library, threads):
+    torch.set_num_threads(threads)
+    latents, codebook = KINDS["gauss"](6000, 3000, 64)
+    nearest_code(latents, codebook)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()
+        before, most = len(os.listdir("/proc/self/task")), 0
+        call = pool.submit(lambda: [nearest_code(latents, codebook) for _ in range(5)])
+        while not call.done():
+            most = max(most, len(os.listdir("/proc/self/task")))
+    assert before + (threads > 1) <= most <= before + threads - 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
