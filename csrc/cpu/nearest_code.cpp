@@ -125,13 +125,27 @@ class Worker {
     float* row(int64_t r) const { return rows_.get() + r * call_.codebook.D; }
 
     void screen(int64_t first, int64_t count) {
+        propose(static_cast<int>(count));
+        decide(static_cast<int>(count));
+        for (int r = 0; r < count; ++r) {
+            call_.codes[first + r] = best_code_[r];
+            if (undecided(r)) keep(r, first + r);
+        }
+        call_.screened += count;
+        call_.decided += static_cast<int64_t>(tasks_.size());
+    }
+
+    // Finds for each latent the panels that may hold its code.
+    void propose(int count) {
         const Screener& screener = *call_.codebook.screener;
-        const int lanes = 16, strips = static_cast<int>((count + lanes - 1) / lanes), width = strips * lanes;
+        const int strips = (count + screener.lanes - 1) / screener.lanes, width = strips * screener.lanes;
         const ScreenedTile tile{width, strips, words_.get(), scale_, residual_, quantised_, length_};
         std::fill(row(count), row(width), 0.0f);
         for (int r = 0; r < width; ++r) screener.prepare_latent(row(r), call_.codebook.screened, tile, r);
         screener.scan(tile, call_.codebook.screened, candidates_);
+    }
 
+    void decide(int count) {
         tasks_.clear();
         for (int r = 0; r < count; ++r) {
             best_[r] = kNever;
@@ -145,18 +159,13 @@ class Worker {
         std::sort(tasks_.begin(), tasks_.end(),
                   [](const PanelTask& a, const PanelTask& b) { return a.panel < b.panel; });
         const Packed& codebook = call_.codebook;
-        screener.decide(tasks_.data(), static_cast<int64_t>(tasks_.size()), codebook.panels, codebook.start, codebook.D);
+        codebook.screener->decide(tasks_.data(), static_cast<int64_t>(tasks_.size()), codebook.panels, codebook.start,
+                                  codebook.D);
         for (const PanelTask& task : tasks_)  // codes ascend, so the first of equal scores is the lowest
             if (task.score > best_[task.row]) {
                 best_[task.row] = task.score;
                 best_code_[task.row] = task.code;
             }
-        for (int r = 0; r < count; ++r) {
-            call_.codes[first + r] = best_code_[r];
-            if (undecided(r)) keep(r, first + r);
-        }
-        call_.screened += count;
-        call_.decided += static_cast<int64_t>(tasks_.size());
     }
 
     // Too many candidates, or scores that low precision cannot hold.
@@ -184,7 +193,7 @@ class Worker {
 
 int64_t nearest_code(const Kernel& kernel, const VqtokRows& latents, const Packed& codebook, int64_t* codes, int32_t limit,
                      int64_t* statistics) {
-    const int64_t N = latents.N, lanes = codebook.screener ? 16 : kernel.lanes;
+    const int64_t N = latents.N, lanes = codebook.screener ? codebook.screener->lanes : kernel.lanes;
     const int64_t full = codebook.screener ? kMaxTile : kernel.strips * kernel.lanes;
     const double work = static_cast<double>(N) * static_cast<double>(codebook.K) * static_cast<double>(codebook.D);
     const int threads = useful_threads(work, (N + lanes - 1) / lanes, limit);

@@ -111,7 +111,7 @@ Packed::Packed(const void* memory, int64_t codes, int64_t dims, int32_t kind)
     ScreenedCodebook& s = screened;
     s.panel_count = panel_count;
     s.D = D;
-    s.steps = (D + screener->words_divisor - 1) / screener->words_divisor;
+    s.steps = (D + screener->dims - 1) / screener->dims;
     s.centre = take<float>(base, bytes, D);
     s.start = take<int32_t>(base, bytes, panel_count * kPanel);
     s.bias = take<float>(base, bytes, panel_count * kPanel);

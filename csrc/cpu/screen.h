@@ -73,6 +73,18 @@ VQTOK_TARGET Norms quantise(const float* x, const float* centre, int64_t D, floa
             _mm512_reduce_add_epi32(sum)};
 }
 
+// c.(x - c) in float64.
+VQTOK_TARGET inline double centre_product(const float* x, const float* centre, int64_t D) {
+    __m512d dot = _mm512_setzero_pd();
+    for (int64_t d = 0; d < D; d += 8) {
+        const __mmask8 mask = D - d >= 8 ? 0xff : static_cast<__mmask8>((1u << (D - d)) - 1);
+        const __m512d c = _mm512_cvtps_pd(_mm512_castps512_ps256(_mm512_maskz_loadu_ps(mask, centre + d)));
+        const __m512d e = _mm512_cvtps_pd(_mm512_castps512_ps256(_mm512_maskz_loadu_ps(mask, x + d)));
+        dot = _mm512_fmadd_pd(c, _mm512_sub_pd(e, c), dot);
+    }
+    return _mm512_reduce_add_pd(dot);
+}
+
 template <class F>
 VQTOK_TARGET void prepare_codes(const float* codebook, const float* half_norms, int64_t K, int64_t panel,
                                 const vqtok::ScreenedCodebook& out) {
@@ -90,16 +102,8 @@ VQTOK_TARGET void prepare_codes(const float* codebook, const float* half_norms, 
     for (int i = 0; i < present; ++i) {
         const float* code = codebook + (first + i) * D;
         const Norms norms = quantise<F>(code, out.centre, D, bound.scale, false, words + i, kPanel);
-        __m512d dot = _mm512_setzero_pd();
-        if (out.shifts_latents)
-            for (int64_t d = 0; d < D; d += 8) {
-                const __mmask8 mask = D - d >= 8 ? 0xff : static_cast<__mmask8>((1u << (D - d)) - 1);
-                const __m256 e = _mm512_castps512_ps256(_mm512_maskz_loadu_ps(mask, code + d));
-                const __m256 c = _mm512_castps512_ps256(_mm512_maskz_loadu_ps(mask, out.centre + d));
-                const __m512d wide = _mm512_cvtps_pd(c);
-                dot = _mm512_fmadd_pd(wide, _mm512_sub_pd(_mm512_cvtps_pd(e), wide), dot);
-            }
-        const float value = static_cast<float>(_mm512_reduce_add_pd(dot) - static_cast<double>(half_norms[first + i]));
+        const double shift = out.shifts_latents ? centre_product(code, out.centre, D) : 0.0;
+        const float value = static_cast<float>(shift - static_cast<double>(half_norms[first + i]));
         F::set_start(value, norms.sum, start[i], bias[i]);
         quantised = std::max(quantised, norms.quantised);
         bound.residual = std::max(bound.residual, norms.quantised + norms.residual);
@@ -258,7 +262,7 @@ VQTOK_TARGET void decide(vqtok::PanelTask* tasks, int64_t count, const float* pa
 
 template <class F>
 constexpr vqtok::Screener screener_of() {
-    return {F::dims, prepare_codes<F>, prepare_latent<F>, screen<F>, decide};
+    return {kLanes, F::dims, prepare_codes<F>, prepare_latent<F>, screen<F>, decide};
 }
 
 }  // namespace

@@ -71,7 +71,8 @@ struct PanelTask {
 };
 
 struct Screener {
-    int words_divisor;  // dimensions in a word
+    int lanes;
+    int dims;  // in a word
     void (*prepare_codes)(const float* codebook, const float* half_norms, int64_t K, int64_t panel,
                           const ScreenedCodebook& out);
     void (*prepare_latent)(const float* latent, const ScreenedCodebook& codebook, const ScreenedTile& tile, int row);
