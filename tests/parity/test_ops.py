@@ -270,6 +270,8 @@ def test_torch_accepts_the_op(op, layout):
         "straight_through_backward": (gradient, latents, codebook, codes, weight),
         "rotate_backward": (gradient, latents, codebook, codes, weight),
         "codebook_backward": (latents, codebook, codes, weight),
+        "half_squared_norms": (codebook,),
+        "normalize_codebook": (codebook,),
         "finite_scalar": (latents, [3, 4, 5, 8, 7]),
         "finite_scalar_backward": (gradient, latents, [3, 4, 5, 8, 7]),
         "compact": (latents[0], codes[0] > 2),

@@ -1,8 +1,8 @@
 """Ops on latents and codebooks: one meaning each (reference.py), many backends (table.py), the same answer from all."""
 
-from vqtok.ops.arithmetic import half_squared_norms as half_squared_norms
-from vqtok.ops.arithmetic import normalize_codebook as normalize_codebook
 from vqtok.ops.lookup import nearest_code as nearest_code
+from vqtok.ops.norms import half_squared_norms as half_squared_norms
+from vqtok.ops.norms import normalize_codebook as normalize_codebook
 from vqtok.ops.passage import rotate as rotate
 from vqtok.ops.passage import straight_through as straight_through
 from vqtok.ops.ragged import compact as compact

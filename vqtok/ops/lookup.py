@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vqtok.errors import ConfigError
-from vqtok.ops.arithmetic import half_squared_norms, normalize_codebook
 from vqtok.ops.checks import check_finite_codebook, check_spaces
+from vqtok.ops.norms import half_squared_norms, normalize_codebook
 from vqtok.ops.registration import register
 from vqtok.ops.table import NEAREST_CODE
 

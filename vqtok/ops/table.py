@@ -17,38 +17,49 @@ NEAREST_CODE = Op(
 )
 """Called with latents [..., D] (any float), codebook float32 [K, D], half_norms float32 [K]; returns int64 [...]."""
 
-CODE_STATISTICS = Op(
-    "code_statistics",
-    (
-        Backend(
-            "cpu",
-            "vqtok.ops.native:code_statistics",
-            frozenset({"cpu"}),
-            FLOATS - {torch.float64},  # its rows are float32, and the sums of float64 rows differ
-            probe="vqtok.ops.native:reason_against",
-        ),
-        Backend("reference", "vqtok.ops.reference:code_statistics"),
-    ),
-)
+_TO_FLOAT32 = FLOATS - {torch.float64}
+_FLOAT32 = frozenset({torch.float32})
+
+
+def _native(name: str) -> Backend:
+    """A row of csrc/cpu for training: it reads latents of at most float32 and codebooks of float32."""
+    return Backend(
+        "cpu",
+        f"vqtok.ops.native_training:{name}",
+        frozenset({"cpu"}),
+        _TO_FLOAT32,  # differences and sums of float64 rows would be others
+        codebook_dtypes=_FLOAT32,
+        probe="vqtok.ops.native:reason_against",
+    )
+
+
+def _training_op(name: str, module: str = "reference") -> Op:
+    return Op(name, (_native(name), Backend("reference", f"vqtok.ops.{module}:{name}")))
+
+
+CODE_STATISTICS = _training_op("code_statistics")
 """Called with latents [..., D], codes int64 [...] and vocab_size; returns counts int64 [K] and sums float32 [K, D]."""
 
-STRAIGHT_THROUGH = Op("straight_through", (Backend("reference", "vqtok.ops.reference:straight_through"),))
+STRAIGHT_THROUGH = _training_op("straight_through")
 """Called with latents [..., D], codebook [K, D] and codes int64 [...]; returns vectors [..., D] and a scalar."""
 
 ROTATE = Op("rotate", STRAIGHT_THROUGH.backends)
 """The same values; only the gradient is another one."""
 
-STRAIGHT_THROUGH_BACKWARD = Op(
-    "straight_through_backward",
-    (Backend("reference", "vqtok.ops.reference:straight_through_backward"),),
-)
+STRAIGHT_THROUGH_BACKWARD = _training_op("straight_through_backward")
 """Called with the vectors' gradient [..., D], latents, codebook, codes and a scalar weight; returns [..., D]."""
 
-ROTATE_BACKWARD = Op("rotate_backward", (Backend("reference", "vqtok.ops.reference:rotate_backward"),))
+ROTATE_BACKWARD = _training_op("rotate_backward")
 """As `STRAIGHT_THROUGH_BACKWARD`."""
 
-CODEBOOK_BACKWARD = Op("codebook_backward", (Backend("reference", "vqtok.ops.reference:codebook_backward"),))
+CODEBOOK_BACKWARD = _training_op("codebook_backward")
 """Called with latents, codebook, codes and a scalar weight; returns [K, D]. Both passages teach a codebook alike."""
+
+HALF_SQUARED_NORMS = _training_op("half_squared_norms", "arithmetic")
+"""Called with a codebook float32 [K, D]; returns float32 [K]."""
+
+NORMALIZE_CODEBOOK = _training_op("normalize_codebook", "arithmetic")
+"""Called with a codebook float32 [K, D]; returns float32 [K, D]."""
 
 FINITE_SCALAR = Op("finite_scalar", (Backend("reference", "vqtok.ops.reference:finite_scalar"),))
 """Called with latents [..., D] and D numbers of levels; returns codes int64 [...] and vectors float32 [..., D]."""
@@ -79,6 +90,8 @@ OPS = {
         ROTATE,
         ROTATE_BACKWARD,
         CODEBOOK_BACKWARD,
+        HALF_SQUARED_NORMS,
+        NORMALIZE_CODEBOOK,
         FINITE_SCALAR,
         FINITE_SCALAR_BACKWARD,
         COMPACT,
