@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 #include "elements.h"
 #include "parallel.h"
@@ -66,6 +68,27 @@ class BlockReader {
     bool in_place_;
     Buffer<float> buffer_;
 };
+
+// One reader a worker, made before the threads start: memory that is lacking is missed here and not in a thread.
+inline std::vector<std::unique_ptr<BlockReader>> readers(const VqtokRows& rows, int threads) {
+    std::vector<std::unique_ptr<BlockReader>> made;
+    for (int i = 0; i < threads; ++i) made.push_back(std::make_unique<BlockReader>(rows));
+    return made;
+}
+
+// Runs body(block, first, count, worker) over all blocks of rows.
+template <class Body>
+void over_blocks(int64_t N, int64_t D, int threads, const Body& body) {
+    const int64_t each = block_rows(D);
+    parallel(block_count(N, D), threads, [&](int64_t block, int worker) {
+        body(block, block * each, std::min(each, N - block * each), worker);
+    });
+}
+
+inline int threads_for(const VqtokRows& rows, int32_t limit) {
+    // A row's element costs about as much as eight multiply-adds.
+    return useful_threads(8.0 * static_cast<double>(rows.N) * static_cast<double>(rows.D), block_count(rows.N, rows.D), limit);
+}
 
 // A sum in float64 whose order is fixed but leaves the compiler eight lanes.
 struct Sum {

@@ -1,8 +1,12 @@
 // Half squared norms and unit rows of a codebook: squares are added in float64 over d = 0..D-1, results rounded once.
+// Unit latents, whose bits no code depends on, are added in lanes.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <new>
 
+#include "blocks.h"
+#include "elements.h"
 #include "kernel.h"
 #include "parallel.h"
 #include "vqtok_cpu.h"
@@ -35,6 +39,46 @@ void over_rows(const float* codebook, int64_t K, int64_t D, int32_t limit, const
     });
 }
 
+constexpr double kLeastLength = 1e-12;  // LEAST_LENGTH of vqtok/ops/reference.py
+
+double length_of(const float* row, int64_t D) {
+    return std::sqrt(vqtok::sum_over(D, [=](int64_t d) { return static_cast<double>(row[d]) * row[d]; }));
+}
+
+// What the unit vector's gradient g is to the latent z: without its part along z, over the length. A latent shorter
+// than the least length was divided by that, so its gradient is too.
+template <class Type>
+void latent_gradient(const float* g, const float* z, int64_t D, typename Type::Stored* out) {
+    const double length = length_of(z, D), by = 1 / std::max(length, kLeastLength);
+    const double along = vqtok::sum_over(D, [=](int64_t d) { return static_cast<double>(g[d]) * z[d]; });
+    const double of_z = length > kLeastLength ? along * by * by : 0.0;
+    for (int64_t d = 0; d < D; ++d) out[d] = Type::store(static_cast<float>(by * (g[d] - of_z * z[d])));
+}
+
+void unit_latents(const VqtokRows& latents, float* unit, int32_t limit) {
+    const int64_t D = latents.D;
+    const int threads = vqtok::threads_for(latents, limit);
+    const auto z_of = vqtok::readers(latents, threads);
+    vqtok::over_blocks(latents.N, D, threads, [&](int64_t, int64_t first, int64_t count, int worker) {
+        const float* z = z_of[worker]->read(first, count);
+        for (int64_t r = 0; r < count; ++r) {
+            const double by = 1 / std::max(length_of(z + r * D, D), kLeastLength);
+            for (int64_t d = 0; d < D; ++d) unit[(first + r) * D + d] = static_cast<float>(z[r * D + d] * by);
+        }
+    });
+}
+
+template <class Type>
+void unit_latents_backward(const VqtokRows& gradient, const VqtokRows& latents, typename Type::Stored* out, int32_t limit) {
+    const int64_t D = latents.D;
+    const int threads = vqtok::threads_for(latents, limit);
+    const auto z_of = vqtok::readers(latents, threads), g_of = vqtok::readers(gradient, threads);
+    vqtok::over_blocks(latents.N, D, threads, [&](int64_t, int64_t first, int64_t count, int worker) {
+        const float *z = z_of[worker]->read(first, count), *g = g_of[worker]->read(first, count);
+        for (int64_t r = 0; r < count; ++r) latent_gradient<Type>(g + r * D, z + r * D, D, out + (first + r) * D);
+    });
+}
+
 }  // namespace
 
 int64_t vqtok_half_squared_norms(const float* codebook, int64_t K, int64_t D, float* half_norms, int32_t threads) {
@@ -49,4 +93,26 @@ int64_t vqtok_normalize_codebook(const float* codebook, int64_t K, int64_t D, fl
         for (int64_t d = 0; d < D; ++d) unit_rows[k * D + d] = static_cast<float>(row[d] / length);
     });
     return kDone;
+}
+
+int64_t vqtok_unit_latents(const VqtokRows* latents, float* unit, int32_t threads) {
+    try {
+        unit_latents(*latents, unit, threads);
+        return kDone;
+    } catch (const std::bad_alloc&) {
+        return kNoMemory;
+    }
+}
+
+int64_t vqtok_unit_latents_backward(const VqtokRows* gradient, const VqtokRows* latents, void* of_latents,
+                                    int32_t threads) {
+    try {
+        vqtok::with_type(latents->type, [&](auto type) {
+            using Type = decltype(type);
+            unit_latents_backward<Type>(*gradient, *latents, static_cast<typename Type::Stored*>(of_latents), threads);
+        });
+        return kDone;
+    } catch (const std::bad_alloc&) {
+        return kNoMemory;
+    }
 }

@@ -2,9 +2,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
 #include <new>
-#include <vector>
 
 #include "blocks.h"
 #include "elements.h"
@@ -15,27 +13,6 @@ namespace vqtok {
 namespace {
 
 constexpr double kShortest = 1e-6;  // SHORTEST of vqtok/ops/reference.py
-
-// One reader a worker, made before the threads start: memory that is lacking is missed here and not in a thread.
-std::vector<std::unique_ptr<BlockReader>> readers(const VqtokRows& rows, int threads) {
-    std::vector<std::unique_ptr<BlockReader>> made;
-    for (int i = 0; i < threads; ++i) made.push_back(std::make_unique<BlockReader>(rows));
-    return made;
-}
-
-// Runs body(block, first, count, worker) over all blocks of rows.
-template <class Body>
-void over_blocks(int64_t N, int64_t D, int threads, const Body& body) {
-    const int64_t each = block_rows(D);
-    parallel(block_count(N, D), threads, [&](int64_t block, int worker) {
-        body(block, block * each, std::min(each, N - block * each), worker);
-    });
-}
-
-int threads_for(const VqtokRows& rows, int32_t limit) {
-    // A row's element costs about as much as eight multiply-adds.
-    return useful_threads(8.0 * static_cast<double>(rows.N) * static_cast<double>(rows.D), block_count(rows.N, rows.D), limit);
-}
 
 double squared_distance(const float* q, const float* z, int64_t D) {
     return sum_over(D, [&](int64_t d) {
@@ -68,22 +45,30 @@ void pass_straight(const float* g, const float* z, const float* q, float weight,
     for (int64_t d = 0; d < D; ++d) out[d] = Type::store(g[d] - weight * (q[d] - z[d]));
 }
 
+double dot(const float* a, const float* b, int64_t D) {
+    return sum_over(D, [=](int64_t d) { return static_cast<double>(a[d]) * b[d]; });
+}
+
+// |u + v|^2 of the unit vectors u = z * to_u and v = q * to_v, when they are so opposite that 2 + 2 u.v would cancel.
+double squared_bisector(const float* z, const float* q, double to_u, double to_v, int64_t D) {
+    return sum_over(D, [=](int64_t d) {
+        const double s = z[d] * to_u + q[d] * to_v;
+        return s * s;
+    });
+}
+
+// g - s (2 s.g / s.s) + u (2 v.g), scaled, with s = u + v: all of it is a sum of g, z and q with three coefficients.
 template <class Type>
 void pass_rotated(const float* g, const float* z, const float* q, float weight, int64_t D, typename Type::Stored* out) {
-    const double length = std::sqrt(sum_over(D, [&](int64_t d) { return static_cast<double>(z[d]) * z[d]; }));
-    const double target = std::sqrt(sum_over(D, [&](int64_t d) { return static_cast<double>(q[d]) * q[d]; }));
+    const double length = std::sqrt(dot(z, z, D)), target = std::sqrt(dot(q, q, D));
     if (!(target > 0 && length > kShortest * target)) return pass_straight<Type>(g, z, q, weight, D, out);
-    const double to_u = 1 / length, to_v = 1 / target;
-    const auto bisector = [&](int64_t d) { return z[d] * to_u + q[d] * to_v; };
-    const double squared = sum_over(D, [&](int64_t d) { return bisector(d) * bisector(d); });
+    const double to_u = 1 / length, to_v = 1 / target, cosine = dot(z, q, D) * to_u * to_v;
+    const double squared = cosine > -0.5 ? 2 + 2 * cosine : squared_bisector(z, q, to_u, to_v, D);
     if (!(squared > kShortest * kShortest)) return pass_straight<Type>(g, z, q, weight, D, out);
-    const double along_s = 2 / squared * sum_over(D, [&](int64_t d) { return bisector(d) * g[d]; });
-    const double along_v = 2 * to_v * sum_over(D, [&](int64_t d) { return static_cast<double>(q[d]) * g[d]; });
-    const double scale = target / length;
-    for (int64_t d = 0; d < D; ++d) {
-        const double turned = scale * (g[d] - along_s * bisector(d) + along_v * to_u * z[d]);
-        out[d] = Type::store(static_cast<float>(turned - weight * (static_cast<double>(q[d]) - z[d])));
-    }
+    const double along_u = dot(z, g, D) * to_u, along_v = dot(q, g, D) * to_v, scale = target / length;
+    const double along_s = 2 * (along_u + along_v) / squared;
+    const double of_z = scale * (2 * along_v - along_s) * to_u + weight, of_q = -scale * along_s * to_v - weight;
+    for (int64_t d = 0; d < D; ++d) out[d] = Type::store(static_cast<float>(scale * g[d] + of_z * z[d] + of_q * q[d]));
 }
 
 template <class Type>

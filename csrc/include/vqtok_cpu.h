@@ -75,3 +75,30 @@ VQTOK_API int64_t vqtok_half_squared_norms(const float* codebook, int64_t K, int
                                            int32_t threads);
 VQTOK_API int64_t vqtok_normalize_codebook(const float* codebook, int64_t K, int64_t D, float* unit_rows,
                                            int32_t threads);
+
+// unit[n] = latent n over its length, or over 1e-12 where it is shorter; and the gradient of that, of the latents' type.
+VQTOK_API int64_t vqtok_unit_latents(const VqtokRows* latents, float* unit, int32_t threads);
+VQTOK_API int64_t vqtok_unit_latents_backward(const VqtokRows* gradient, const VqtokRows* latents, void* of_latents,
+                                              int32_t threads);
+
+// One step of moving averages over a batch's statistics, in float32 as written:
+//   new_size = decay * size + (1 - decay) * counts,  new_sum = decay * sum + (1 - decay) * sums,
+//   mean = new_sum / ((new_size + epsilon) / (total + K * epsilon) * total),  total = the sum of new_size.
+// Where `unit` is 1 the mean is divided by its norm as vqtok_normalize_codebook does. `codebook` [K, D] holds the old
+// rows, `new_codebook` gets the means, and the old row where new_size is 0.
+struct VqtokEma {
+    const float* size;
+    const float* sum;
+    const float* codebook;
+    const float* counts;
+    const float* sums;
+    float* new_size;
+    float* new_sum;
+    float* new_codebook;
+    int64_t K;
+    int64_t D;
+    double decay;
+    double epsilon;
+    int64_t unit;
+};
+VQTOK_API int64_t vqtok_ema_update(const VqtokEma* step, int32_t threads);

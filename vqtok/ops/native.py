@@ -152,7 +152,9 @@ def rows_of(values: Tensor) -> Rows:
             strides.insert(0, stride)
     axes = _axes(len(sizes))
     rows, dim = values.shape[:-1].numel(), values.shape[-1]
-    return Rows(values.data_ptr(), axes(*sizes), axes(*strides), len(sizes), values.stride(-1), rows, dim, _TYPES[values.dtype])
+    return Rows(
+        values.data_ptr(), axes(*sizes), axes(*strides), len(sizes), values.stride(-1), rows, dim, _TYPES[values.dtype]
+    )
 
 
 def check(outcome: int) -> None:

@@ -111,6 +111,59 @@ def normalize_codebook(codebook: Tensor) -> Tensor:
     return unit_rows
 
 
+def normalize_latents(latents: Tensor) -> Tensor:
+    """Return latents over their length, float32 [..., D]; see `reference.normalize_latents`."""
+    unit = torch.empty(latents.shape, dtype=torch.float32, device="cpu")
+    check(_functions().vqtok_unit_latents(ctypes.byref(rows_of(latents)), unit.data_ptr(), torch.get_num_threads()))
+    return unit
+
+
+def normalize_latents_backward(gradient: Tensor, latents: Tensor) -> Tensor:
+    """Return the latents' gradient [..., D] in their dtype; see `reference.normalize_latents_backward`."""
+    gradient = gradient.float()
+    of_latents = torch.empty(latents.shape, dtype=latents.dtype, device="cpu")
+    outcome = _functions().vqtok_unit_latents_backward(
+        ctypes.byref(rows_of(gradient)),
+        ctypes.byref(rows_of(latents)),
+        of_latents.data_ptr(),
+        torch.get_num_threads(),
+    )
+    check(outcome)
+    return of_latents
+
+
+def update_averages(
+    size: Tensor,
+    total: Tensor,
+    codebook: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    decay: float,
+    epsilon: float,
+    unit: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sizes, sums and codebook after one more batch; see `reference.update_averages`."""
+    inputs = [x.float().contiguous() for x in (size, total, codebook, counts, sums)]
+    outputs = [torch.empty(x.shape, dtype=torch.float32, device="cpu") for x in inputs[:3]]
+    step = _Ema(*(x.data_ptr() for x in (*inputs, *outputs)), *codebook.shape, decay, epsilon, unit)
+    _functions().vqtok_ema_update(ctypes.byref(step), torch.get_num_threads())
+    return outputs[0], outputs[1], outputs[2]
+
+
+class _Ema(ctypes.Structure):
+    """As ``VqtokEma`` of csrc/include/vqtok_cpu.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("size", "sum", "codebook", "counts", "sums")),
+        *((name, ctypes.c_void_p) for name in ("new_size", "new_sum", "new_codebook")),
+        ("K", ctypes.c_int64),
+        ("D", ctypes.c_int64),
+        ("decay", ctypes.c_double),
+        ("epsilon", ctypes.c_double),
+        ("unit", ctypes.c_int64),
+    )
+
+
 def _passage_backward(
     gradient: Tensor, latents: Tensor, codebook: Tensor, codes: Tensor, weight: Tensor, *, rotated: bool
 ) -> Tensor:
@@ -144,6 +197,9 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
         ("vqtok_codebook_backward", (pointer, pointer, pointer, size, real, pointer, small)),
         ("vqtok_half_squared_norms", (pointer, size, size, pointer, small)),
         ("vqtok_normalize_codebook", (pointer, size, size, pointer, small)),
+        ("vqtok_unit_latents", (pointer, pointer, small)),
+        ("vqtok_unit_latents_backward", (pointer, pointer, pointer, small)),
+        ("vqtok_ema_update", (pointer, small)),
     ):
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, size

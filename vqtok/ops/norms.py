@@ -1,4 +1,4 @@
-"""Norms of a codebook's rows: half their squares, where scores of ``"l2"`` start, and rows of unit length."""
+"""Norms: half the squares of a codebook's, where scores of ``"l2"`` start; codebooks and latents of unit length."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from vqtok.errors import ConfigError
 from vqtok.ops.checks import FLOATS
+from vqtok.ops.reference import common_dtype
 from vqtok.ops.registration import register
-from vqtok.ops.table import HALF_SQUARED_NORMS, NORMALIZE_CODEBOOK
+from vqtok.ops.table import HALF_SQUARED_NORMS, NORMALIZE_CODEBOOK, NORMALIZE_LATENTS, NORMALIZE_LATENTS_BACKWARD
 
 
 def half_squared_norms(codebook: Tensor) -> Tensor:
@@ -50,6 +51,45 @@ def normalize_codebook(codebook: Tensor) -> Tensor:
     """
     _check(codebook)
     return _Normalize.apply(codebook)
+
+
+def normalize_latents(latents: Tensor) -> Tensor:
+    """Return latents divided by their length, or by 1e-12 where they are shorter.
+
+    For losses and averages: no code comes from these, since a rounded latent may have another one.
+
+    Args:
+        latents: [..., D]; float16, bfloat16, float32 or float64.
+
+    Returns:
+        [..., D], float64 for float64 and else float32 (half precision has neither the norms nor the smallest divisor).
+        Gradients pass.
+
+    Raises:
+        ConfigError: the latents are none.
+
+    >>> normalize_latents(torch.tensor([3.0, 4.0]))
+    tensor([0.6000, 0.8000])
+    """
+    if latents.dim() == 0 or latents.dtype not in FLOATS:
+        raise ConfigError(f"expected float latents [..., D], got {latents.dtype} {list(latents.shape)}")
+    return _NormalizeLatents.apply(latents)
+
+
+class _NormalizeLatents(torch.autograd.Function):
+    """Where normalize_latents meets autograd; what is kept for the backward pass is the latents."""
+
+    @staticmethod
+    def forward(latents: Tensor) -> Tensor:
+        return torch.ops.vqtok.normalize_latents.default(latents)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return torch.ops.vqtok.normalize_latents_backward.default(gradients[0], ctx.saved_tensors[0])
 
 
 class _Normalize(torch.autograd.Function):
@@ -98,5 +138,27 @@ def _fake_unit(codebook: Tensor) -> Tensor:
     return codebook.new_empty(codebook.shape, dtype=torch.float32)
 
 
+def _compute_latents(latents: Tensor) -> Tensor:
+    return NORMALIZE_LATENTS.choose(latents)(latents)
+
+
+def _compute_latents_backward(gradient: Tensor, latents: Tensor) -> Tensor:
+    return NORMALIZE_LATENTS_BACKWARD.choose(latents)(gradient, latents)
+
+
+def _fake_latents(latents: Tensor) -> Tensor:
+    return latents.new_empty(latents.shape, dtype=common_dtype(latents, latents))
+
+
+def _fake_latents_backward(gradient: Tensor, latents: Tensor) -> Tensor:
+    return latents.new_empty(latents.shape)
+
+
 register("half_squared_norms(Tensor codebook) -> Tensor", _compute_half, _fake_half)
 register("normalize_codebook(Tensor codebook) -> Tensor", _compute_unit, _fake_unit)
+register("normalize_latents(Tensor latents) -> Tensor", _compute_latents, _fake_latents)
+register(
+    "normalize_latents_backward(Tensor gradient, Tensor latents) -> Tensor",
+    _compute_latents_backward,
+    _fake_latents_backward,
+)

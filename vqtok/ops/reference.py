@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vqtok.ops.arithmetic import fused_multiply_add
+from vqtok.ops.arithmetic import fused_multiply_add, normalize_codebook
 from vqtok.ops.checks import finite_blocks
 from vqtok.ops.levels import level_bound, level_thresholds
 
@@ -16,6 +16,9 @@ _BLOCK_SCORES = 1 << 18
 
 SHORTEST = 1e-6
 """A latent shorter than this part of its vector, or a sum of unit vectors below it, gives no rotation."""
+
+LEAST_LENGTH = 1e-12
+"""What latents are divided by at least to be of unit length."""
 
 
 def score(latents: Tensor, vectors: Tensor, half_norms: Tensor) -> Tensor:
@@ -156,6 +159,71 @@ def codebook_backward(latents: Tensor, codebook: Tensor, codes: Tensor, weight: 
     """
     error = difference(codebook[codes.contiguous()], latents)
     return (weight * code_statistics(error, codes, codebook.shape[0])[1]).to(codebook.dtype)
+
+
+def normalize_latents(latents: Tensor) -> Tensor:
+    """Return latents over their length, or over `LEAST_LENGTH` where they are shorter.
+
+    Args:
+        latents: [..., D], any floating dtype.
+
+    Returns:
+        [..., D], float64 for float64 and else float32, contiguous.
+    """
+    rows = latents.double()
+    unit = rows / rows.norm(dim=-1, keepdim=True).clamp(min=LEAST_LENGTH)
+    return unit.to(common_dtype(latents, latents)).contiguous()
+
+
+def normalize_latents_backward(gradient: Tensor, latents: Tensor) -> Tensor:
+    """Return the gradient of latents whose unit vectors u have this gradient g: ``(g - u (u.g)) / |z|``.
+
+    Args:
+        gradient: [..., D], of the unit vectors.
+        latents: z, [..., D], any floating dtype.
+
+    Returns:
+        [..., D] of the latents' dtype and contiguous; ``g / LEAST_LENGTH`` where z is not longer.
+    """
+    g, z = gradient.double(), latents.double()
+    length = z.norm(dim=-1, keepdim=True)
+    by = 1 / length.clamp(min=LEAST_LENGTH)
+    along = torch.where(length > LEAST_LENGTH, _dot(z, g) * by * by, 0.0)
+    return ((g - along * z) * by).to(latents.dtype).contiguous()
+
+
+def update_averages(
+    size: Tensor,
+    total: Tensor,
+    codebook: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    decay: float,
+    epsilon: float,
+    unit: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the moving averages of sizes and sums after one more batch, and the codebook that they make.
+
+    Args:
+        size: [K], the average so far.
+        total: [K, D], the average so far.
+        codebook: [K, D]; a code of size 0 has no mean and keeps its row.
+        counts: [K], of the batch.
+        sums: [K, D], of the batch.
+        decay: what the average so far counts.
+        epsilon: Laplace smoothing of the sizes that the sums are divided by.
+        unit: divide the means by their norms.
+
+    Returns:
+        size, total and codebook, new.
+    """
+    size = decay * size + (1 - decay) * counts
+    total = decay * total + (1 - decay) * sums
+    everything = size.double().sum().to(size.dtype)
+    smoothed = (size + epsilon) / (everything + codebook.shape[0] * epsilon) * everything
+    means = total / smoothed[:, None]
+    means = normalize_codebook(means) if unit else means
+    return size, total, torch.where(size[:, None] > 0, means, codebook)
 
 
 def finite_scalar(latents: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:

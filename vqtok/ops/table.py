@@ -17,24 +17,21 @@ NEAREST_CODE = Op(
 )
 """Called with latents [..., D] (any float), codebook float32 [K, D], half_norms float32 [K]; returns int64 [...]."""
 
-_TO_FLOAT32 = FLOATS - {torch.float64}
+_TO_FLOAT32 = FLOATS - {torch.float64}  # differences and sums of float64 rows would be others
 _FLOAT32 = frozenset({torch.float32})
 
 
-def _native(name: str) -> Backend:
-    """A row of csrc/cpu for training: it reads latents of at most float32 and codebooks of float32."""
-    return Backend(
+def _training_op(name: str, module: str = "reference", latents: frozenset[torch.dtype] = _TO_FLOAT32) -> Op:
+    """Return an op of csrc/cpu, which reads latents of at most float32 and codebooks of float32, and of torch."""
+    native = Backend(
         "cpu",
         f"vqtok.ops.native_training:{name}",
         frozenset({"cpu"}),
-        _TO_FLOAT32,  # differences and sums of float64 rows would be others
+        latents,
         codebook_dtypes=_FLOAT32,
         probe="vqtok.ops.native:reason_against",
     )
-
-
-def _training_op(name: str, module: str = "reference") -> Op:
-    return Op(name, (_native(name), Backend("reference", f"vqtok.ops.{module}:{name}")))
+    return Op(name, (native, Backend("reference", f"vqtok.ops.{module}:{name}")))
 
 
 CODE_STATISTICS = _training_op("code_statistics")
@@ -60,6 +57,16 @@ HALF_SQUARED_NORMS = _training_op("half_squared_norms", "arithmetic")
 
 NORMALIZE_CODEBOOK = _training_op("normalize_codebook", "arithmetic")
 """Called with a codebook float32 [K, D]; returns float32 [K, D]."""
+
+NORMALIZE_LATENTS = _training_op("normalize_latents")
+"""Called with latents [..., D]; returns [..., D] of at least float32."""
+
+NORMALIZE_LATENTS_BACKWARD = _training_op("normalize_latents_backward")
+"""Called with the unit vectors' gradient [..., D] and latents; returns [..., D]."""
+
+UPDATE_AVERAGES = _training_op("update_averages", latents=_FLOAT32)
+"""Called with sizes, sums, codebook, counts, sums, decay, epsilon and whether rows are of unit length; returns the
+new sizes, sums and codebook."""
 
 FINITE_SCALAR = Op("finite_scalar", (Backend("reference", "vqtok.ops.reference:finite_scalar"),))
 """Called with latents [..., D] and D numbers of levels; returns codes int64 [...] and vectors float32 [..., D]."""
@@ -92,6 +99,9 @@ OPS = {
         CODEBOOK_BACKWARD,
         HALF_SQUARED_NORMS,
         NORMALIZE_CODEBOOK,
+        NORMALIZE_LATENTS,
+        NORMALIZE_LATENTS_BACKWARD,
+        UPDATE_AVERAGES,
         FINITE_SCALAR,
         FINITE_SCALAR_BACKWARD,
         COMPACT,
