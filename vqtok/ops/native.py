@@ -141,7 +141,7 @@ def instruction_set() -> int:
 
 
 def rows_of(values: Tensor) -> Rows:
-    """Describe values [..., D] of at most float32; leading dimensions that lie in one stride are merged, so most inputs have rank 1."""
+    """Describe [..., D] of at most float32; leading dimensions in one stride are merged: most inputs have rank 1."""
     sizes: list[int] = []
     strides: list[int] = []
     for size, stride in zip(reversed(values.shape[:-1]), reversed(values.stride()[:-1]), strict=True):
@@ -151,10 +151,9 @@ def rows_of(values: Tensor) -> Rows:
             sizes.insert(0, size)
             strides.insert(0, stride)
     axes = _axes(len(sizes))
+    layout = (axes(*sizes), axes(*strides), len(sizes), values.stride(-1))
     rows, dim = values.shape[:-1].numel(), values.shape[-1]
-    return Rows(
-        values.data_ptr(), axes(*sizes), axes(*strides), len(sizes), values.stride(-1), rows, dim, _TYPES[values.dtype]
-    )
+    return Rows(values.data_ptr(), *layout, rows, dim, _TYPES[values.dtype])
 
 
 def check(outcome: int) -> None:

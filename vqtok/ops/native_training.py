@@ -65,7 +65,7 @@ def straight_through(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[
 def straight_through_backward(
     gradient: Tensor, latents: Tensor, codebook: Tensor, codes: Tensor, weight: Tensor
 ) -> Tensor:
-    """Return ``gradient + weight (z - q)`` [..., D] in the latents' dtype; see `reference.straight_through_backward`."""
+    """Return the gradient [..., D] in the latents' dtype; see `reference.straight_through_backward`."""
     return _passage_backward(gradient, latents, codebook, codes, weight, rotated=False)
 
 
