@@ -59,7 +59,7 @@ def check_finite_codebook(codebook: Tensor, witness: Tensor) -> None:
         codebook: float32 [K, D].
         witness: is not finite somewhere if the codebook is not; the norms are quicker to look through than all of it.
     """
-    if codebook.device.type == "cpu" and not witness.isfinite().all() and (row := first_bad(codebook)) >= 0:
+    if codebook.device.type == "cpu" and not witness.isfinite().all() and (row := _first_bad(codebook)) >= 0:
         raise ConfigError(
             f"expected a finite codebook, but code {row} holds NaN or infinity (in float32); "
             "did training diverge, or is the checkpoint damaged?"
@@ -75,7 +75,7 @@ def finite_blocks(latents: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
     first = 0
     for part in _blocks(latents, rows):
         block = part.reshape(-1, latents.shape[-1]).float()
-        if block.device.type == "cpu" and (row := first_bad(block)) >= 0:
+        if block.device.type == "cpu" and (row := _first_bad(block)) >= 0:
             raise NonFiniteLatents(first + row)
         yield first, block
         first += len(block)
@@ -91,7 +91,7 @@ def _blocks(latents: Tensor, rows: int) -> Iterator[Tensor]:
         yield from _blocks(part[0], rows) if each > rows else (part,)
 
 
-def first_bad(rows: Tensor) -> int:
+def _first_bad(rows: Tensor) -> int:
     """Return the first row of float32 [N, D] that holds NaN or infinity, or -1."""
     finite = rows.isfinite()
     return -1 if finite.all() else int((~finite.all(dim=1)).nonzero()[0])

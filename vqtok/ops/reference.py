@@ -13,6 +13,7 @@ from vqtok.ops.levels import level_bound, level_thresholds
 
 _BLOCK_SCORES = 1 << 18
 """Scores held at a time, in float64 with a handful of temporaries: some tens of megabytes."""
+_SCALAR_ROWS = 1 << 16
 
 SHORTEST = 1e-6
 """A latent shorter than this part of its vector, or a sum of unit vectors below it, gives no rotation."""
@@ -235,14 +236,19 @@ def finite_scalar(latents: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tenso
 
     Returns:
         codes int64 [...] and vectors float32 [..., D] of `finite_scalar_vectors`.
+
+    Raises:
+        NonFiniteLatents: a row holds NaN or infinity, on the CPU.
     """
-    codes = torch.zeros(latents.shape[:-1], dtype=torch.int64, device=latents.device)
-    place = 1
-    for d, count in enumerate(levels):
-        thresholds = torch.tensor(level_thresholds(count), dtype=torch.float32, device=latents.device)
-        # The digit is how many thresholds a latent has reached.
-        codes += place * torch.searchsorted(thresholds, latents[..., d].float().contiguous(), right=True)
-        place *= count
+    thresholds = [torch.tensor(level_thresholds(count), dtype=torch.float32).to(latents.device) for count in levels]
+    codes = torch.zeros(latents.shape[:-1].numel(), dtype=torch.int64, device=latents.device)
+    for n, rows in finite_blocks(latents, _SCALAR_ROWS):
+        place = 1
+        for column, ends, count in zip(rows.t().contiguous(), thresholds, levels, strict=True):
+            # The digit is how many thresholds a latent has reached.
+            codes[n : n + len(rows)] += place * torch.searchsorted(ends, column, right=True)
+            place *= count
+    codes = codes.reshape(latents.shape[:-1])
     return codes, finite_scalar_vectors(codes, levels)
 
 

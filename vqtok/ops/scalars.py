@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqtok.errors import ConfigError, NonFiniteLatents
-from vqtok.ops.checks import FLOATS, check_range, first_bad
+from vqtok.errors import ConfigError
+from vqtok.ops.checks import FLOATS, check_range
 from vqtok.ops.reference import finite_scalar_vectors as _vectors
 from vqtok.ops.registration import register
 from vqtok.ops.table import FINITE_SCALAR, FINITE_SCALAR_BACKWARD
@@ -119,8 +119,6 @@ def _checked(levels: Sequence[int]) -> list[int]:
 
 
 def _compute(latents: Tensor, levels: list[int]) -> tuple[Tensor, Tensor]:
-    if latents.device.type == "cpu" and (row := first_bad(latents.reshape(-1, latents.shape[-1]))) >= 0:
-        raise NonFiniteLatents(row)
     return FINITE_SCALAR.choose(latents)(latents, levels)
 
 
