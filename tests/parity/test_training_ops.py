@@ -29,22 +29,12 @@ from vqtok.ops import (
 from vqtok.ops.table import OPS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-SHAPES = (
-    (0, 5, 3),
-    (1, 1, 1),
-    (7, 1, 5),
-    (6, 17, 1),
-    (13, 33, 3),
-    (97, 61, 8),
-    (50, 129, 31),
-    (700, 70, 100),
-    (9, 4, 5000),
-)
+SHAPES = ((0, 5, 3), (1, 1, 1), (7, 1, 5), (6, 17, 1), (97, 61, 8), (50, 129, 31), (700, 70, 100), (9, 4, 5000))
 LAYOUTS = {
     "rows": lambda x: x,
     "columns": lambda x: x.t().contiguous().t(),
     "sliced": lambda x: torch.nn.functional.pad(x, (1, 2))[:, 1:-2],
-    "reversed grid": lambda x: x.reshape(-1, len(x) or 1, x.shape[1]).transpose(0, 1),
+    "crossed grid": lambda x: torch.stack([x, -x]).transpose(0, 1),
 }
 EXACT = {
     "code_statistics",
@@ -95,7 +85,8 @@ def outcome(op, backend, inputs):
 def test_the_library_gives_what_the_reference_gives(op, shape, dtype, layout):
     inputs = INPUTS[op](*tensors(shape, dtype, LAYOUTS[layout]))
     for came, expected in zip(outcome(op, "cpu", inputs), outcome(op, "reference", inputs), strict=True):
-        assert (came.dtype, came.shape, came.stride()) == (expected.dtype, expected.shape, expected.stride())
+        assert (came.dtype, came.shape, came.is_contiguous()) == (expected.dtype, expected.shape, True)
+        assert expected.is_contiguous()
         if op in EXACT:
             assert torch.equal(came, expected)
         else:
