@@ -106,8 +106,9 @@ class Worker {
 
     void run(int64_t first, int64_t count) {
         if (first > call_.first_bad.load(std::memory_order_relaxed)) return;
-        const int64_t bad = load_rows(call_.latents, first, count, rows_.get());
-        if (bad >= 0) return lower_to(call_.first_bad, bad);
+        copy_rows(call_.latents, first, count, rows_.get());
+        const int64_t bad = first_infinite(rows_.get(), count, call_.codebook.D);
+        if (bad >= 0) return lower_to(call_.first_bad, first + bad);
         if (call_.screening_pays()) return screen(first, count);
         finish();  // latents kept so far would be overtaken
         for (int64_t r = 0; r < count; ++r) exact_.add(row(r), first + r);

@@ -73,17 +73,6 @@ void pack(const float* codebook, const float* half_norms, Packed& packed, int32_
     });
 }
 
-// Half of each row's squared norm, eight rows side by side; each sum runs over d = 0..D-1, and squares are exact.
-void squared_norms(const float* codebook, int64_t count, int64_t D, double* squares) {
-    constexpr int W = 8;
-    std::fill_n(squares, W, 0.0);
-    for (int64_t d = 0; d < D; ++d)
-        for (int64_t i = 0; i < count; ++i) {
-            const double x = codebook[i * D + d];
-            squares[i] += x * x;
-        }
-}
-
 }  // namespace
 
 const Screener* screener_for(int32_t kind) {
@@ -142,32 +131,4 @@ int64_t vqtok_pack(const float* codebook, const float* half_norms, int64_t K, in
     } catch (const std::bad_alloc&) {
         return kNoMemory;
     }
-}
-
-int64_t vqtok_half_squared_norms(const float* codebook, int64_t K, int64_t D, float* half_norms, int32_t threads) {
-    const int64_t blocks = (K + 7) / 8;
-    const int workers = vqtok::useful_threads(4.0 * static_cast<double>(K) * static_cast<double>(D), blocks, threads);
-    vqtok::parallel(blocks, workers, [&](int64_t block, int) {
-        double squares[8];
-        const int64_t first = block * 8, count = std::min<int64_t>(8, K - first);
-        vqtok::squared_norms(codebook + first * D, count, D, squares);
-        for (int64_t i = 0; i < count; ++i) half_norms[first + i] = static_cast<float>(squares[i] / 2);
-    });
-    return kDone;
-}
-
-int64_t vqtok_normalize_codebook(const float* codebook, int64_t K, int64_t D, float* vectors, int32_t threads) {
-    const int64_t blocks = (K + 7) / 8;
-    const int workers = vqtok::useful_threads(4.0 * static_cast<double>(K) * static_cast<double>(D), blocks, threads);
-    vqtok::parallel(blocks, workers, [&](int64_t block, int) {
-        double squares[8];
-        const int64_t first = block * 8, count = std::min<int64_t>(8, K - first);
-        vqtok::squared_norms(codebook + first * D, count, D, squares);
-        for (int64_t i = 0; i < count; ++i) {
-            const double length = std::sqrt(squares[i] > 0 ? squares[i] : 1.0);
-            for (int64_t d = 0; d < D; ++d)
-                vectors[(first + i) * D + d] = static_cast<float>(codebook[(first + i) * D + d] / length);
-        }
-    });
-    return kDone;
 }

@@ -14,7 +14,7 @@ FLAGS = ("-std=c++17", "-O1", "-g1", "-ffp-contract=off", "-pthread", f"-I{ROOT 
 
 def run(*command, **env):
     return subprocess.run(
-        [*map(str, command)], capture_output=True, text=True, timeout=110, check=False, env={**os.environ, **env}
+        [*map(str, command)], capture_output=True, text=True, timeout=400, check=False, env={**os.environ, **env}
     )
 
 
@@ -26,6 +26,7 @@ def built(compiler, target, *flags):
     return target
 
 
+@pytest.mark.timeout(500)
 @pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
 def test_the_library_is_clean_under_sanitizers(tmp_path, sanitizers):
     program = built("g++", tmp_path / "check", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-w")
@@ -34,6 +35,7 @@ def test_the_library_is_clean_under_sanitizers(tmp_path, sanitizers):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(500)
 def test_the_neon_kernel_gives_the_same_codes(tmp_path):
     if shutil.which("qemu-aarch64") is None:
         pytest.skip("needs qemu-aarch64")

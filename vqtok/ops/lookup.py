@@ -57,15 +57,14 @@ def nearest_code(latents: Tensor, codebook: Tensor | PreparedCodebook, metric: M
 
 def _compute(latents: Tensor, codebook: Tensor, metric: str) -> Tensor:
     vectors, half_norms = compared(codebook, metric)
-    backend = NEAREST_CODE.chosen(latents, Workload(latents.shape[:-1].numel(), *vectors.shape))
+    backend = NEAREST_CODE.chosen(latents, work=Workload(latents.shape[:-1].numel(), *vectors.shape))
     return backend.load()(latents, *backend.packed(vectors, half_norms))
 
 
 def _compute_prepared(
     latents: Tensor, vectors: Tensor, half_norms: Tensor, packed: list[Tensor], packed_for: str
 ) -> Tensor:
-    work = Workload(0, *vectors.shape)
-    backend = NEAREST_CODE.chosen(latents, work)
+    backend = NEAREST_CODE.chosen(latents, work=Workload(0, *vectors.shape))
     if backend.name != packed_for:  # one was asked for by name, or this machine lost what it had
         packed = list(backend.packed(vectors, half_norms))
     return backend.load()(latents, *packed)

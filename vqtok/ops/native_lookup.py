@@ -14,20 +14,6 @@ from vqtok.ops.registry import Workload
 _PLAIN, _BF16, _INT8 = 0, 1, 2
 
 
-def half_squared_norms(codebook: Tensor) -> Tensor:
-    """Return float32 [K], as `vqtok.ops.arithmetic.half_squared_norms`, of float32 [K, D], contiguous."""
-    half_norms = torch.empty(codebook.shape[0], dtype=torch.float32, device="cpu")
-    _call("half_squared_norms", codebook.data_ptr(), *codebook.shape, half_norms.data_ptr(), torch.get_num_threads())
-    return half_norms
-
-
-def normalize_codebook(codebook: Tensor) -> Tensor:
-    """Return float32 [K, D], as `vqtok.ops.arithmetic.normalize_codebook`, of float32 [K, D], contiguous."""
-    vectors = torch.empty(codebook.shape, dtype=torch.float32, device="cpu")
-    _call("normalize_codebook", codebook.data_ptr(), *codebook.shape, vectors.data_ptr(), torch.get_num_threads())
-    return vectors
-
-
 def pack(codebook: Tensor, half_norms: Tensor) -> Tensor:
     """Pack a codebook for the float32 kernel alone.
 

@@ -47,7 +47,7 @@ class PreparedCodebook:
         self.metric: Metric = check_metric(metric)
         vectors, self.half_norms = compared(codebook.detach(), metric)
         self.vectors = vectors.clone() if vectors.data_ptr() == codebook.data_ptr() else vectors
-        backend = NEAREST_CODE.chosen(self.vectors, Workload(0, *self.vectors.shape))
+        backend = NEAREST_CODE.chosen(self.vectors, work=Workload(0, *self.vectors.shape))
         self.backend = backend.name
         self.packed = backend.packed(self.vectors, self.half_norms)
 
@@ -71,11 +71,8 @@ def compared(codebook: Tensor, metric: str) -> tuple[Tensor, Tensor]:
         ConfigError: the codebook is not finite (only checked on the CPU).
     """
     vectors = codebook.float().contiguous()
-    if metric == "l2":
-        half_norms = HALF_SQUARED_NORMS.choose(vectors)(vectors)
-        check_finite_codebook(vectors, witness=half_norms)
-        return vectors, half_norms
-    check_finite_codebook(vectors, witness=vectors)
+    half_norms = HALF_SQUARED_NORMS.choose(vectors)(vectors)
+    check_finite_codebook(vectors, witness=half_norms)
     if metric == "cosine":
         vectors = NORMALIZE_CODEBOOK.choose(vectors)(vectors)
-    return vectors, vectors.new_zeros(vectors.shape[0])
+    return vectors, half_norms if metric == "l2" else torch.zeros_like(half_norms)
