@@ -46,3 +46,7 @@ VQTOK_API int64_t vqtok_nearest_code(const VqtokRows* latents, const float* code
 // Every code must lie in 0..K-1. The result does not depend on `threads`.
 VQTOK_API int64_t vqtok_code_statistics(const VqtokRows* latents, const int64_t* codes, int64_t K, int64_t* counts,
                                         float* sums, int32_t threads);
+
+// Operations a second (a multiply-add counts two) of independent float32 multiply-adds on so many threads, measured for
+// so many seconds: what no kernel of this instruction set exceeds. 0 when the instruction set is missing.
+VQTOK_API double vqtok_fma_peak(int32_t threads, double seconds, int32_t instruction_set);
