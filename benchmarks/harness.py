@@ -1,0 +1,308 @@
+"""The harness: contenders are checked, then timed in turns; what came of each is kept, whether it was timed or not.
+
+A case says what is computed and who computes it. A contender's first call gives the answer that is judged, so nobody
+is timed who is wrong. Then every round runs every contender once, in another order each time: a slow moment of the
+machine meets all of them, and none always follows the same neighbour.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+
+from vqtok.errors import BackendUnavailable, ReproducibilityError, escape
+
+Shape = tuple[int, int, int]
+Call = Callable[[], Any]
+Clock = Callable[[Call], float]
+Say = Callable[[str], None]
+Status = Literal["timed", "not installed", "cannot run", "refused"]
+
+LEAST_ROUNDS, MOST_ROUNDS, QUICK_ROUNDS = 7, 25, 3
+_SECONDS_A_SHAPE = 15.0
+_PAUSE = 0.005
+"""Threads of a runtime spin for some milliseconds after their work, on the processor of whoever comes next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an answer is worth beside the expected one.
+
+    Attributes:
+        of: number of answers.
+        differing: how many are not the expected one.
+        wrong: how many of these are farther than rounding explains; the others are near-ties.
+        better: how many show that the expected answer is the wrong one.
+    """
+
+    of: int
+    differing: int = 0
+    wrong: int = 0
+    better: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to compute a case.
+
+    Attributes:
+        name: as tables and ``--contender`` have it; two of one name cannot stand in one case.
+        prepare: takes the inputs, does what is left out of the timing, returns the call that is timed.
+        ours: one of vqtok's, which must give the expected answer bit for bit.
+        modules: what it imports; without one of them it is not installed.
+        install: what pip installs for them.
+        note: what the reader of a table must know, above all what is left out of the timing.
+        optional: left out unless asked for by name.
+    """
+
+    name: str
+    prepare: Callable[[Any], Call]
+    ours: bool = False
+    modules: tuple[str, ...] = ()
+    install: str = ""
+    note: str = ""
+    optional: bool = False
+
+    def missing(self) -> str:
+        """Return how to install what is missing, or ""."""
+        return "" if all(map(_found, self.modules)) else f"pip install {self.install}"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Something to compute, and who computes it.
+
+    Attributes:
+        name: as the command has it.
+        summary: one line.
+        axes: what the three numbers of a shape count.
+        shapes: measured by default; the smaller `quick_shapes` by ``--quick``.
+        inputs: makes the inputs of a shape on a device; equal seeds, equal inputs.
+        contenders: all there are on a device, the baseline first.
+        judge: takes inputs, expected answer and answer.
+        flop: the float32 operations that a shape needs, or 0 where they say nothing.
+        memory_shape: where the extra memory of each contender is measured, if at all.
+    """
+
+    name: str
+    summary: str
+    axes: tuple[str, str, str]
+    shapes: tuple[Shape, ...]
+    quick_shapes: tuple[Shape, ...]
+    inputs: Callable[[Shape, str], Any]
+    contenders: Callable[[str], list[Contender]]
+    judge: Callable[[Any, Any, Any], Verdict]
+    flop: Callable[[Shape], float]
+    memory_shape: Shape | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What came of one contender: its raw times in seconds, or why there are none."""
+
+    contender: str
+    status: Status
+    ours: bool
+    reason: str = ""
+    note: str = ""
+    verdict: Verdict | None = None
+    seconds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One case at one shape.
+
+    Attributes:
+        peak: float32 operations a second of the machine, measured once a round; empty where it cannot be measured.
+        entries: in the order of the case; the first is the baseline if it was asked for.
+    """
+
+    case: str
+    axes: tuple[str, str, str]
+    shape: Shape
+    baseline: str
+    rounds: int
+    flop: float
+    peak: tuple[float, ...]
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to measure.
+
+    Attributes:
+        device: ``cpu`` or ``cuda``.
+        clock: returns the seconds that a call takes.
+        peak: returns the machine's float32 operations a second, or None.
+        rounds: how many, or 0 to let the time that a round takes decide.
+    """
+
+    device: str
+    clock: Clock
+    peak: Callable[[], float] | None = None
+    rounds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """A contender at work, or why it is not."""
+
+    contender: Contender
+    call: Call | None = None
+    answer: Any = None
+    status: Status = "timed"
+    reason: str = ""
+    verdict: Verdict | None = None
+
+
+def measure(case: Case, shape: Shape, contenders: Sequence[Contender], plan: Plan, say: Say) -> Panel:
+    """Check and time some of a case's contenders at one shape.
+
+    Raises:
+        ReproducibilityError: somebody's answer proves that vqtok's is wrong.
+    """
+    inputs = case.inputs(shape, plan.device)
+    started = [_start(contender, inputs, say) for contender in contenders]
+    judged = _judged(case, inputs, started)
+    calls = {r.contender.name: r.call for r in judged if r.status == "timed" and r.call}
+    rounds = plan.rounds or _rounds(calls, plan.clock)
+    say(f"  {rounds} rounds of {len(calls)} contenders")
+    times, peaks = interleave(calls, rounds, plan.clock, plan.peak)
+    return Panel(
+        case=case.name,
+        axes=case.axes,
+        shape=shape,
+        baseline=case.contenders(plan.device)[0].name,
+        rounds=rounds,
+        flop=case.flop(shape),
+        peak=tuple(peaks),
+        entries=tuple(_entry(runner, times.get(runner.contender.name, [])) for runner in judged),
+    )
+
+
+def interleave(
+    calls: Mapping[str, Call], rounds: int, clock: Clock, peak: Callable[[], float] | None = None
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Run every call once a round and return the times by name, and the peaks, one a round."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    peaks: list[float] = []
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            if peak:
+                peaks.append(peak())
+            for name in order(list(calls), number):
+                time.sleep(_PAUSE)
+                times[name].append(clock(calls[name]))
+    finally:
+        if enabled:
+            gc.enable()
+    return times, peaks
+
+
+def order(names: Sequence[str], number: int) -> list[str]:
+    """Return the order of a round: begun by another one each time, every other round backwards.
+
+    >>> order(["a", "b", "c"], 0), order(["a", "b", "c"], 1), order(["a", "b", "c"], 2)
+    (['a', 'b', 'c'], ['a', 'c', 'b'], ['c', 'a', 'b'])
+    """
+    first = number % max(1, len(names))
+    turned = [*names[first:], *names[:first]]
+    return turned[::-1] if number % 2 else turned
+
+
+def wall_clock(call: Call) -> float:
+    """Return the seconds that a call takes on the CPU."""
+    begin = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - begin) / 1e9
+
+
+def cuda_clock() -> Clock:
+    """Return a clock for GPU work: CUDA events, and an L2 cache that holds nothing of the round before."""
+    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+
+    def seconds(call: Call) -> float:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        flush.zero_()
+        torch.cuda.synchronize()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    return seconds
+
+
+def _found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package above it is missing
+        return False
+
+
+def _start(contender: Contender, inputs: Any, say: Say) -> _Runner:
+    """Prepare a contender and let it answer once; what a library throws at us is its own affair, and is shown."""
+    if missing := contender.missing():
+        return _Runner(contender, status="not installed", reason=missing)
+    say(f"  {contender.name}: first call")
+    try:
+        call = contender.prepare(inputs)
+        return _Runner(contender, call, call())
+    except BackendUnavailable as error:
+        return _Runner(contender, status="cannot run", reason=_first_line(error))
+    except Exception as error:
+        if contender.ours:
+            raise
+        return _Runner(contender, status="cannot run", reason=f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return escape((str(error).strip().splitlines() or ["no reason given"])[0], 200)
+
+
+def _judged(case: Case, inputs: Any, runners: Sequence[_Runner]) -> list[_Runner]:
+    """Compare all answers with that of the first of ours, or with the first one there is."""
+    answering = sorted((r for r in runners if r.call), key=lambda r: not r.contender.ours)
+    if not answering:
+        return list(runners)
+    return [_judge(case, inputs, answering[0], runner) if runner.call else runner for runner in runners]
+
+
+def _judge(case: Case, inputs: Any, expected: _Runner, runner: _Runner) -> _Runner:
+    verdict = case.judge(inputs, expected.answer, runner.answer)
+    if verdict.better and expected.contender.ours:
+        raise ReproducibilityError(
+            f"{runner.contender.name} has {verdict.better} of {verdict.of} answers that are clearly better than those "
+            f"of {expected.contender.name}: this is a bug in vqtok, please report it; nothing was timed"
+        )
+    status, reason = "timed", ""
+    if runner.contender.ours and verdict.differing:
+        status = "refused"
+        reason = f"differs from {expected.contender.name} on {verdict.differing} of {verdict.of}: a bug, please report it"
+    elif verdict.wrong:
+        status = "refused"
+        reason = f"{verdict.differing} of {verdict.of} differ, {verdict.wrong} by more than rounding explains"
+    return _Runner(runner.contender, runner.call, None, status, reason, verdict)
+
+
+def _rounds(calls: Mapping[str, Call], clock: Clock) -> int:
+    """Return how many rounds fit into the time for a shape; finding out warms everybody up."""
+    a_round = sum(clock(call) + _PAUSE for call in calls.values())
+    return max(LEAST_ROUNDS, min(MOST_ROUNDS, int(_SECONDS_A_SHAPE / max(a_round, 1e-6))))
+
+
+def _entry(runner: _Runner, seconds: Sequence[float]) -> Entry:
+    who = runner.contender
+    return Entry(who.name, runner.status, who.ours, runner.reason, who.note, runner.verdict, tuple(seconds))
