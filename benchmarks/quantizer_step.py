@@ -1,5 +1,7 @@
 """A training step of an EMA quantizer with the cosine metric: forward, backward, and the codebook's own step."""
 
+# Other libraries are extras, or not there at all.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from dataclasses import dataclass

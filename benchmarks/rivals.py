@@ -1,5 +1,7 @@
 """The rivals of nearest_code, each in the fastest form its documentation gives; they get float32 and give codes [N]."""
 
+# Other libraries are extras, or not there at all.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -36,6 +38,7 @@ def compiled(form: Form) -> Callable[[Lookup], Call]:
         # A code object of its own: with a shared one torch gives up compiling after some shapes, without a word.
         fresh = FunctionType(form.__code__.replace(), form.__globals__)
         run = torch.compile(fresh, dynamic=False, fullgraph=True)
+        run(inputs.latents, inputs.codebook)
         return lambda: run(inputs.latents, inputs.codebook)
 
     return prepare
@@ -54,14 +57,18 @@ def faiss_flat(inputs: Lookup) -> Call:
 
 
 def keops_argmin(inputs: Lookup) -> Call:
-    """Prepare KeOps, which compiles C++ or CUDA for each number of dimensions on the first call."""
+    """Prepare KeOps, which compiles C++ or CUDA for a number of dimensions when it first meets it."""
     import pykeops
     from pykeops.torch import LazyTensor
 
     pykeops.set_verbose(False)  # it talks on stdout
-    latents, codebook = LazyTensor(inputs.latents[:, None, :]), LazyTensor(inputs.codebook[None, :, :])
-    distances = ((latents - codebook) ** 2).sum(-1)
-    return lambda: distances.argmin(dim=1).view(-1)
+
+    def search(latents: Tensor, codebook: Tensor) -> Tensor:
+        distances = ((LazyTensor(latents[:, None, :]) - LazyTensor(codebook[None, :, :])) ** 2).sum(-1)
+        return distances.argmin(dim=1).view(-1)
+
+    search(inputs.latents[:2], inputs.codebook[:2])
+    return lambda: search(inputs.latents, inputs.codebook)
 
 
 def scikit_learn(inputs: Lookup) -> Call:
@@ -82,7 +89,7 @@ def scikit_learn(inputs: Lookup) -> Call:
 
 def flash_kmeans(inputs: Lookup) -> Call:
     """Prepare the assignment step of flash-kmeans."""
-    from flash_kmeans import FlashKMeans  # pyright: ignore[reportMissingImports]
+    from flash_kmeans import FlashKMeans
 
     vocab_size, dim = inputs.codebook.shape
     model = FlashKMeans(d=dim, k=vocab_size, dtype=torch.float32, device=inputs.codebook.device)
@@ -92,8 +99,8 @@ def flash_kmeans(inputs: Lookup) -> Call:
 
 def cuvs_brute_force(inputs: Lookup) -> Call:
     """Prepare cuVS with its outputs made beforehand; it has a stream of its own, so a call ends with its end."""
-    from cuvs.common import Resources  # pyright: ignore[reportMissingImports]
-    from cuvs.neighbors import brute_force  # pyright: ignore[reportMissingImports]
+    from cuvs.common import Resources
+    from cuvs.neighbors import brute_force
 
     resources = Resources()
     index = brute_force.build(inputs.codebook, metric="sqeuclidean", resources=resources)
@@ -118,15 +125,6 @@ def faiss_gpu(inputs: Lookup) -> Call:
     return lambda: index.search(inputs.latents, 1)[1][:, 0]
 
 
-def faiss_without_gpu() -> bool:
-    """Tell whether FAISS is there, but built for the CPU alone."""
-    try:
-        import faiss
-    except ImportError:
-        return False
-    return not hasattr(faiss, "GpuIndexFlatL2")
-
-
 _PREPARED = "index built outside the timing"
 _TORCH = [
     Contender("torch cdist+argmin", eager(cdist_argmin)),
@@ -134,7 +132,9 @@ _TORCH = [
     Contender("torch.compile cdist+argmin", compiled(cdist_argmin), note="compiled outside the timing"),
     Contender("torch.compile three terms", compiled(three_terms), note="compiled outside the timing"),
 ]
-_KEOPS = Contender("KeOps argmin", keops_argmin, modules=("pykeops",), install="pykeops", note="compiled before")
+_KEOPS = Contender(
+    "KeOps argmin", keops_argmin, modules=("pykeops",), install="pykeops", note="compiled outside the timing"
+)
 _CPU = [
     Contender("FAISS IndexFlatL2", faiss_flat, modules=("faiss",), install="faiss-cpu", note=_PREPARED),
     _KEOPS,

@@ -17,8 +17,7 @@ from .memory import extra_bytes
 from .report import SCHEMA, Memory, Report
 
 CASES = {
-    case.name: case
-    for case in (nearest_code.CASE, code_statistics.CASE, quantizer_step.CASE, tokenize_images.CASE)
+    case.name: case for case in (nearest_code.CASE, code_statistics.CASE, quantizer_step.CASE, tokenize_images.CASE)
 }
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,7 +52,8 @@ def command(
         options.write_stdout(f"{suite.listing(device)}\n".encode())
         return
     request = suite.Request(cases, sizes, contenders, quick, rounds or 0, threads or 0, device)
-    report = suite.run(request, options.say)
+    with stdout_kept_clean():
+        report = suite.run(request, options.say)
     write(report, json_file, plot, overwrite)
     if bugs := report.bugs():
         raise ReproducibilityError("; ".join(bugs))
@@ -80,6 +85,20 @@ def check_outputs(json_file: str | None, plot: str | None, overwrite: bool) -> N
             raise ResourceError("expected matplotlib for --plot, found none: pip install 'vqtok[bench]'")
 
 
+@contextmanager
+def stdout_kept_clean() -> Iterator[None]:
+    """Lead what libraries and their compilers print to stderr: stdout is for the result alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 def write(report: Any, json_file: str | None, plot: str | None, overwrite: bool) -> None:
     """Print the table and write the files; with JSON on stdout the table goes to stderr."""
     from vqtok.store.commit import commit
@@ -103,4 +122,6 @@ def _suite() -> Any:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("vqtok.benchmarks"):
             raise
-        raise ResourceError("expected the benchmarks to be installed with vqtok: reinstall it (pip install .)") from None
+        raise ResourceError(
+            "expected the benchmarks to be installed with vqtok: reinstall it (pip install .)"
+        ) from None
