@@ -224,12 +224,12 @@ def interleave(
 
 
 def order(names: Sequence[str], number: int) -> list[str]:
-    """Return the order of a round: begun by another one each time, every other round backwards.
+    """Return the order of a round: forwards, backwards, and the same from the next one on.
 
-    >>> order(["a", "b", "c"], 0), order(["a", "b", "c"], 1), order(["a", "b", "c"], 2)
-    (['a', 'b', 'c'], ['a', 'c', 'b'], ['c', 'a', 'b'])
+    >>> [order("abc", number) for number in range(3)]
+    [['a', 'b', 'c'], ['c', 'b', 'a'], ['b', 'c', 'a']]
     """
-    first = number % max(1, len(names))
+    first = number // 2 % max(1, len(names))
     turned = [*names[first:], *names[:first]]
     return turned[::-1] if number % 2 else turned
 

@@ -56,9 +56,9 @@ def run(request: Request, say: Say) -> Report:
 
     check_device(request.device)
     cases = chosen_cases(request)
+    field = {case.name: chosen_contenders(case, cases, request) for case in cases}
     threads = request.threads or torch.get_num_threads()
     pin_threads(threads)
-    field = {case.name: chosen_contenders(case, cases, request) for case in cases}
     plan = _plan(request)
     panels: list[Panel] = []
     for case in cases:
