@@ -11,6 +11,7 @@ from vqtok import ops
 
 from .harness import Call, Contender
 
+_VERDICTS = ("taken", "can run", "cannot run")
 _SLOW = "reference"
 """States what is right, in no hurry at all."""
 
@@ -18,7 +19,8 @@ _SLOW = "reference"
 def backend_names(op_name: str, device: str) -> list[str]:
     """Return the names of an op's backends, those included that cannot run here: they say why."""
     zeros = torch.zeros(1, 1, device=device)
-    return [line.split()[0] for line in ops.explain(op_name, zeros, zeros).splitlines()[1:] if line.startswith("  ")]
+    rows = (line.split(maxsplit=1) for line in ops.explain(op_name, zeros, zeros).splitlines()[1:])
+    return [name for name, *verdict in rows if "".join(verdict).startswith(_VERDICTS)]
 
 
 def held(name: str, prepare: Callable[[Any], Call]) -> Callable[[Any], Call]:

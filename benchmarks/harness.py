@@ -181,6 +181,8 @@ def measure(case: Case, shape: Shape, contenders: Sequence[Contender], plan: Pla
     inputs = case.inputs(shape, plan.device)
     started = [_start(contender, inputs, say) for contender in contenders]
     judged = _judged(case, inputs, started)
+    if plan.device != "cpu":  # there a first call compiles, and returns before the work is done
+        judged = [replace(r, first_seconds=plan.clock(r.call)) if r.call else r for r in judged]
     baseline = case.contenders(plan.device)[0].name
     rounds = rounds_each(judged, baseline, plan.rounds)
     say(f"  {max(rounds.values(), default=0)} rounds of {len(rounds)} contenders")

@@ -14,6 +14,8 @@ from .inputs import Lookup, gaussian_lookup
 from .rivals import rivals
 from .verdicts import judge_codes
 
+_PREPARED = "PreparedCodebook"
+
 
 def unprepared(inputs: Lookup) -> Call:
     """Prepare nothing: the codebook is packed in every call, as in training, where it changes in every step."""
@@ -25,9 +27,6 @@ def prepared(inputs: Lookup) -> Call:
     kept = getattr(ops, _PREPARED)(inputs.codebook, metric="l2")
     run: Any = ops.nearest_code
     return lambda: run(inputs.latents, kept)
-
-
-_PREPARED = "PreparedCodebook"
 
 
 def contenders(device: str) -> list[Contender]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -118,10 +119,13 @@ def write(report: Any, json_file: str | None, plot: str | None, overwrite: bool)
 def _suite() -> Any:
     """Import the suite, by name: it lies beside vqtok in a checkout, and inside it only where it is installed."""
     try:
-        return import_module("vqtok.benchmarks.suite")
+        suite = import_module("vqtok.benchmarks.suite")
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("vqtok.benchmarks"):
             raise
         raise ResourceError(
             "expected the benchmarks to be installed with vqtok: reinstall it (pip install .)"
         ) from None
+    gc.freeze()  # as in `options.load_model`: the imports stay, but what contenders leave behind must go
+    gc.enable()
+    return suite
