@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import sys
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,14 +33,15 @@ _STYLE: dict[Any, Any] = {
 
 
 def picture(report: Report) -> bytes:
-    """Return a PNG of all panels, two in a row."""
+    """Return a PNG of all panels: each case begins a row, two shapes in a row."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = [panel for panel in report.panels if any(entry.seconds for entry in panel.entries)]
-    columns = min(2, max(1, len(panels)))
-    rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
+    cases = [list(group) for _, group in groupby(panels, key=lambda panel: panel.case)]
+    rows = [group[i : i + 2] for group in cases for i in range(0, len(group), 2)]
+    columns = max(map(len, rows), default=1)
     heights = [1.0 + 0.3 * max(len(_bars(panel)) for panel in row) for row in rows]
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(6.8 * columns, sum(heights) + 0.9), layout="constrained")
@@ -97,7 +99,8 @@ def _label(panel: Panel, entry: Entry, milliseconds: float) -> str:
     if entry.contender == panel.baseline:
         return f"{digits} ms, baseline"
     ratio = speedup(panel, entry)
-    return f"{digits} ms" + (f"   {ratio:.1f}{_TIMES}" if ratio else "")
+    times = f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.1f}" if ratio >= 1 else f"{ratio:.2f}"
+    return f"{digits} ms" + (f"   {times}{_TIMES}" if ratio else "")
 
 
 def _title(report: Report) -> str:

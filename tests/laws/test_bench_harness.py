@@ -190,6 +190,9 @@ def test_time_decides_the_rounds_but_seven_are_the_least():
 
     assert rounds_each([runner("a", 1e-4), runner("b", 1e-4)], "a") == {"a": 25, "b": 25}
     assert rounds_each([runner("a", 3.0), runner("b", 0.5), runner("c", 9.0)], "a") == {"a": 7, "b": 7, "c": 2}
+    assert rounds_each([runner("a", 3.0), runner("b", 2.9), runner("c", 3.1)], "a") == {"a": 7, "b": 7, "c": 2}
+    assert rounds_each([runner("a", 3.0), runner("vqtok", 9.0)], "a") == {"a": 7, "vqtok": 7}, "whatever it costs us"
+    assert rounds_each([runner("b", 2.0), runner("c", 0.1)], "a") == {"b": 3, "c": 25}
     assert rounds_each([runner("a", 3.0), runner("c", 9.0)], "a", wanted=5) == {"a": 5, "c": 5}
     assert rounds_each([replace(runner("a", 1.0), status="refused")], "a") == {}
 
