@@ -29,7 +29,7 @@ bench: .venv/installed-bench     ## vqtok beside other libraries, and what the c
 	$(BIN)/python benchmarks/command.py
 
 bench-pytest: .venv/installed-bench  ## the same cases under pytest-benchmark
-	$(BIN)/pytest benchmarks/test_bench.py --benchmark-columns=median,min,rounds --benchmark-group-by=param:problem
+	$(BIN)/pytest benchmarks/test_bench.py --benchmark-columns=median,min,rounds
 
 docs: .venv/installed-dev        ## README's blocks and every docstring's example, run
 	$(BIN)/pytest tests/contracts/test_readme.py tests/contracts/test_public_api.py

@@ -46,4 +46,5 @@ def test_bench(problem: Problem, contender: Contender, benchmark: Any) -> None:
     verdict = case.judge(inputs, expected, call())
     assert not verdict.wrong
     assert not verdict.better
+    benchmark.group = f"{case.name}: {' x '.join(map(str, shape))}"
     benchmark.pedantic(call, rounds=LEAST_ROUNDS)
