@@ -11,17 +11,25 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__aarch64__) && !defined(VQTOK_PORTABLE)
+#define VQTOK_PEAK_NEON 1
+#include <arm_neon.h>
+#else
+#define VQTOK_PEAK_NEON 0
+#endif
+
 namespace {
 
 // Two multiply-add units of latency 4 or 5 want 8 to 10 chains; AVX2 has 16 registers, two of them for the operands.
-constexpr int kChains = 12;
+// ARM has up to four units and 32 registers.
+constexpr int kChains = 12, kManyChains = 24;
 constexpr int64_t kStepsPerBatch = 1 << 14;  // some ten microseconds: how finely the end of the time is met
 
 // x -> x * factor + addend stays near 1, so no value is denormal or infinite however long it runs. The chains start
 // from memory and differently, or the compiler would see that all of them are one.
 struct Operands {
     float factor, addend;
-    float start[kChains];
+    float start[kManyChains];
 };
 
 struct Peak {
@@ -81,11 +89,34 @@ constexpr Peak kAvx2Peak{2 * kChains * 8, avx2_batch};
 constexpr Peak kAvx512Peak{2 * kChains * 16, avx512_batch};
 #endif
 
+#if VQTOK_PEAK_NEON
+// The instruction adds to its own output, so x grows here until a quarter is rounded away, and stays there.
+float neon_batch(const Operands& with) {
+    float32x4_t x[kManyChains];
+#pragma GCC unroll 32
+    for (int c = 0; c < kManyChains; ++c) x[c] = vdupq_n_f32(with.start[c]);
+    const float32x4_t factor = vdupq_n_f32(with.factor), other = vdupq_n_f32(with.addend);
+    for (int64_t step = 0; step < kStepsPerBatch; ++step)
+#pragma GCC unroll 32
+        for (int c = 0; c < kManyChains; ++c) x[c] = vfmaq_f32(x[c], factor, other);
+    float32x4_t sum = x[0];
+#pragma GCC unroll 32
+    for (int c = 1; c < kManyChains; ++c) sum = vaddq_f32(sum, x[c]);
+    return vgetq_lane_f32(sum, 0);
+}
+
+constexpr Peak kNeonPeak{2 * kManyChains * 4, neon_batch};
+#endif
+
 const Peak& peak_of(int32_t instruction_set) {
 #if VQTOK_X86
     if (instruction_set == 1) return kAvx2Peak;
     if (instruction_set == 2) return kAvx512Peak;
 #endif
+#if VQTOK_PEAK_NEON
+    if (instruction_set == 3) return kNeonPeak;
+#endif
+    static_cast<void>(instruction_set);
     return kScalarPeak;
 }
 
@@ -95,7 +126,7 @@ double vqtok_fma_peak(int32_t threads, double seconds, int32_t instruction_set) 
     if (threads < 1 || !vqtok_cpu_has(instruction_set)) return 0;
     const Peak& peak = peak_of(instruction_set);
     Operands operands{0.5f, 0.5f, {}};
-    for (int c = 0; c < kChains; ++c) operands.start[c] = 1.0f + 0.01f * static_cast<float>(c);
+    for (int c = 0; c < kManyChains; ++c) operands.start[c] = 1.0f + 0.01f * static_cast<float>(c);
 
     using Clock = std::chrono::steady_clock;
     const auto begin = Clock::now();
