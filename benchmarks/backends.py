@@ -9,7 +9,7 @@ import torch
 
 from vqtok import ops
 
-from .harness import Call, Contender
+from .protocol import Call, Contender
 
 _VERDICTS = ("taken", "can run", "cannot run")
 _SLOW = "reference"

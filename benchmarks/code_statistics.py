@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vqtok import ops
 
 from .backends import ours
-from .harness import Call, Case, Contender, Shape, Verdict
+from .protocol import Call, Case, Contender, Shape, Verdict
 from .verdicts import judge_values
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .harness import Shape
+from .protocol import Shape
 
 
 @dataclass(frozen=True, slots=True)

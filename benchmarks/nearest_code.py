@@ -9,8 +9,8 @@ from torch import Tensor
 from vqtok import ops
 
 from .backends import ours
-from .harness import Call, Case, Contender, Shape, Verdict
 from .inputs import Lookup, gaussian_lookup
+from .protocol import Call, Case, Contender, Shape, Verdict
 from .rivals import rivals
 from .verdicts import judge_codes
 

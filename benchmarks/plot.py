@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .harness import Entry, Panel
+from .protocol import Entry, Panel
 from .report import Report, speedup
 
 _OURS, _OURS_TOO, _OTHERS, _BASELINE = "#e4572e", "#f2a48d", "#9fb3c8", "#486581"

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from vqtok import EmaQuantizer
 
 from .backends import ours
-from .harness import Call, Case, Contender, Shape, Verdict
 from .inputs import Lookup, gaussian_lookup
+from .protocol import Call, Case, Contender, Shape, Verdict
 from .verdicts import judge_codes, judge_values
 
 _DECAY, _EPSILON = 0.99, 1e-5

@@ -9,7 +9,7 @@ from statistics import median
 
 from pydantic import TypeAdapter
 
-from .harness import Entry, Panel, Shape
+from .protocol import Entry, Panel, Shape
 
 SCHEMA = "vqtok.bench/1"
 

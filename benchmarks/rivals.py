@@ -10,8 +10,8 @@ from types import FunctionType
 import torch
 from torch import Tensor
 
-from .harness import Call, Contender
 from .inputs import Lookup
+from .protocol import Call, Contender
 
 Form = Callable[[Tensor, Tensor], Tensor]
 

@@ -11,9 +11,11 @@ from vqtok.ops import native
 from vqtok.ops.peak import fma_peak
 
 from . import code_statistics, nearest_code, quantizer_step, tokenize_images
-from .harness import QUICK_ROUNDS, Case, Contender, Panel, Plan, Say, Shape, cuda_clock, measure, wall_clock
+from .clocks import cuda_clock, wall_clock
+from .harness import QUICK_ROUNDS, measure
 from .machine import check_device, commit, machine, pin_threads, versions
 from .memory import extra_bytes
+from .protocol import Case, Contender, Panel, Plan, Say, Shape
 from .report import SCHEMA, Memory, Report
 
 CASES = {

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from .harness import LEAST_ROUNDS, Case, Contender, Shape
+from .harness import LEAST_ROUNDS
+from .protocol import Case, Contender, Shape
 from .suite import CASES
 
 Problem = tuple[Case, Shape]

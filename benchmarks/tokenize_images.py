@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import vqtok
 
 from .backends import ours
-from .harness import Call, Case, Contender, Shape, Verdict
+from .protocol import Call, Case, Contender, Shape, Verdict
 from .verdicts import judge_codes
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .harness import Verdict
+from .protocol import Verdict
 
 _ROUNDOFF = 2.0**-24
 

@@ -9,18 +9,10 @@ import torch
 
 from vqtok import ops
 from vqtok.benchmarks import code_statistics, machine, nearest_code, quantizer_step, rivals, suite, tokenize_images
-from vqtok.benchmarks.harness import (
-    Contender,
-    Plan,
-    Runner,
-    Verdict,
-    interleave,
-    measure,
-    order,
-    rounds_each,
-    wall_clock,
-)
+from vqtok.benchmarks.clocks import wall_clock
+from vqtok.benchmarks.harness import Runner, interleave, measure, order, rounds_each
 from vqtok.benchmarks.inputs import Lookup, gaussian_lookup
+from vqtok.benchmarks.protocol import Contender, Plan, Verdict
 from vqtok.benchmarks.report import SCHEMA, Memory, Report
 from vqtok.benchmarks.verdicts import judge_codes
 from vqtok.errors import BackendUnavailable, ReproducibilityError
