@@ -31,27 +31,6 @@ def _loaded(
 
 
 @triton.jit
-def _moved(
-    latents: tl.tensor,
-    offsets: tl.tensor,
-    stride_d: tl.tensor,
-    centre: tl.tensor,
-    d: tl.tensor,
-    rows_exist: tl.tensor,
-    D: tl.constexpr,
-) -> tl.tensor:
-    """Return float32 [rows, d]: latents less the centre, whose entries beyond D are not read."""
-    rows = _loaded(latents, offsets, stride_d, d, rows_exist, D)
-    return rows - tl.load(centre + d, mask=d < D, other=0.0)[None, :]
-
-
-@triton.jit
-def _operand(moved: tl.tensor, scale: tl.tensor, weight: tl.tensor, d: tl.tensor, D: tl.constexpr) -> tl.tensor:
-    """Return the product's left operand, float16 [rows, d]; columns D and D + 1 carry the weight of the bias."""
-    return tl.where(((d == D) | (d == D + 1))[None, :], weight[:, None], moved * scale[:, None]).to(tl.float16)
-
-
-@triton.jit
 def _weight(exponent: tl.tensor, exponents: tl.tensor) -> tl.tensor:
     """Return float32 [rows]: what a bias is multiplied by to be in the unit of the row's scores."""
     of_vectors, of_biases = tl.load(exponents), tl.load(exponents + 1)
@@ -79,7 +58,7 @@ def _ranked(
 
 @triton.jit
 def _slack(
-    of_moved: tl.tensor,
+    of_operand: tl.tensor,
     of_residual: tl.tensor,
     of_row: tl.tensor,
     scale: tl.tensor,
@@ -91,7 +70,7 @@ def _slack(
     """Return twice the bound on |s_k - c_k| over all codes, rounded up; infinity where a chain might overflow.
 
     Args:
-        of_moved: length of the row's operand before its rounding to float16.
+        of_operand: length of the row's operand before its rounding to float16.
         of_residual: length of what that rounding took.
         of_row: length of the row itself, in the operand's unit.
         scale: the operand's power of two.
@@ -105,12 +84,12 @@ def _slack(
     bias_residual, bias = tl.load(bounds + 4), tl.load(bounds + 5)
     tiny: tl.constexpr = 2.0**-24
     # The squares that the lengths were summed from may have vanished below 2^-126.
-    of_moved, of_residual, of_row = of_moved + 2.0**-50, of_residual + 2.0**-50, of_row + 2.0**-50
+    of_operand, of_residual, of_row = of_operand + 2.0**-50, of_residual + 2.0**-50, of_row + 2.0**-50
     # What rounding the operands to float16 took, by Cauchy and Schwarz; the centre came off with one rounding.
-    rounding = (of_residual + tiny * of_moved) * (vector + vector_residual) + (of_moved + of_residual) * vector_residual
+    rounding = (of_residual + tiny * of_operand) * (vector + vector_residual) + (of_operand + of_residual) * vector_residual
     rounding += weight * bias_residual
     # Tensor cores add up to a few truncated bits at a time.
-    product = ((D + 64) / 4 + 5) * (4 * tiny) * ((of_moved + of_residual) * vector + weight * bias)
+    product = ((D + 64) / 4 + 5) * (4 * tiny) * ((of_operand + of_residual) * vector + weight * bias)
     magnitude = half_norm * scale + of_row * code
     smallest = power_of_two(tl.minimum(tl.maximum(unit - 149, -126), 127))
     chain = D * (1.001 * tiny * magnitude + smallest)
@@ -131,14 +110,17 @@ def measure(
     centre: tl.tensor,
     exponents: tl.tensor,
     bounds: tl.tensor,
+    operands: tl.tensor,
     scales: tl.tensor,
     slack: tl.tensor,
-    N: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
     D: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """Choose each row's power of two and bound its scores' error; one program a block of rows.
+    """Round latents to float16, each row in its own power of two, and bound the error of its scores.
 
     Args:
         latents: rows of any floating dtype, laid out as `row_offsets` reads them.
@@ -152,63 +134,67 @@ def measure(
         exponents: int32 [4]: of the vectors' scale, of the biases' scale, the lowest and the highest of a row's scale.
         bounds: float32 [6], of the scaled codebook: the longest vector, the longest residual, the longest code, the
             heaviest half norm, the largest residual of a bias, the largest bias.
+        operands: float16 [end - first, WIDTH], written: the product's left side.
         scales: int32 [N], written: the exponent of a row's scale.
         slack: float32 [N], written: twice the bound; not finite where the product cannot be trusted.
-        N: rows.
+        first: the first row that is looked at.
+        end: the row after the last.
         D: dimensions.
+        WIDTH: dimensions of an operand, a multiple of BLOCK_D; from D + 2 on the bias has two of them.
         BLOCK_N: rows a program.
         BLOCK_D: dimensions read at a time.
     """
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    exist = rows < N
+    rows = first + tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    exist = rows < end
     offsets = row_offsets(rows, size1, size2, stride0, stride1, stride2)
     largest = tl.zeros([BLOCK_N], tl.float32)
-    for first in range(0, D, BLOCK_D):
-        moved = _moved(latents, offsets, stride_d, centre, first + tl.arange(0, BLOCK_D), exist, D)
+    for start in range(0, WIDTH, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        row = _loaded(latents, offsets, stride_d, d, exist, D)
+        moved = row - tl.load(centre + d, mask=d < D, other=0.0)[None, :]
         largest = tl.maximum(largest, tl.max(tl.abs(moved), axis=1))
     # It brings the row's largest element to 2^5..2^6, in the middle of what float16 holds.
     exponent = 132 - ((largest.to(tl.int32, bitcast=True) >> 23) & 255)
     exponent = tl.minimum(tl.maximum(exponent, tl.load(exponents + 2)), tl.load(exponents + 3))
     exponent = tl.minimum(tl.maximum(exponent, -126), 127)
-    scale = power_of_two(exponent)
+    scale, weight = power_of_two(exponent), _weight(exponent, exponents)
 
-    of_moved = tl.zeros([BLOCK_N], tl.float32)
-    of_residual, of_row = of_moved, of_moved
-    for first in range(0, D, BLOCK_D):
-        d = first + tl.arange(0, BLOCK_D)
-        scaled = _moved(latents, offsets, stride_d, centre, d, exist, D) * scale[:, None]
-        residual = scaled - scaled.to(tl.float16).to(tl.float32)
-        row = _loaded(latents, offsets, stride_d, d, exist, D) * scale[:, None]
-        of_moved += tl.sum(scaled * scaled, axis=1)
+    of_operand = tl.zeros([BLOCK_N], tl.float32)
+    of_residual, of_row = of_operand, of_operand
+    place = operands + (rows - first).to(tl.int64)[:, None] * WIDTH
+    for start in range(0, WIDTH, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        row = _loaded(latents, offsets, stride_d, d, exist, D)
+        scaled = (row - tl.load(centre + d, mask=d < D, other=0.0)[None, :]) * scale[:, None]
+        operand = scaled.to(tl.float16)
+        residual = scaled - operand.to(tl.float32)
+        row *= scale[:, None]
+        of_operand += tl.sum(scaled * scaled, axis=1)
         of_residual += tl.sum(residual * residual, axis=1)
         of_row += tl.sum(row * row, axis=1)
-    weight, unit = _weight(exponent, exponents), tl.load(exponents) + exponent
-    bound = _slack(tl.sqrt(of_moved), tl.sqrt(of_residual), tl.sqrt(of_row), scale, weight, unit, bounds, D)
+        operand = tl.where(((d == D) | (d == D + 1))[None, :], weight[:, None].to(tl.float16), operand)
+        tl.store(place + d[None, :], operand, mask=exist[:, None])
+    unit = tl.load(exponents) + exponent
+    bound = _slack(tl.sqrt(of_operand), tl.sqrt(of_residual), tl.sqrt(of_row), scale, weight, unit, bounds, D)
     tl.store(scales + rows, exponent, mask=exist)
     tl.store(slack + rows, bound, mask=exist)
 
 
 @triton.jit
 def screen(
-    latents: tl.tensor,
-    size1: tl.tensor,
-    size2: tl.tensor,
-    stride0: tl.tensor,
-    stride1: tl.tensor,
-    stride2: tl.tensor,
-    stride_d: tl.tensor,
-    centre: tl.tensor,
+    operands: tl.tensor,
     exponents: tl.tensor,
     scales: tl.tensor,
     vectors: tl.tensor,
     biases: tl.tensor,
     values: tl.tensor,
     groups: tl.tensor,
+    first: tl.tensor,
+    end: tl.tensor,
     N: tl.tensor,
     K: tl.tensor,
     tiles: tl.tensor,
     tiles_a_split: tl.tensor,
-    D: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -218,11 +204,12 @@ def screen(
 ) -> None:
     """Keep each row's best two groups of codes and the third best value; one program a block of rows and a split.
 
-    Args as in `measure`, whose ``scales`` are read, and:
+    Args as in `measure`, which wrote the ``operands`` and ``scales``, and:
         vectors: float16 [tiles * BLOCK_K, CHUNKS * BLOCK_D], scaled; in a tile codes stand 8 i + 2 q + r for group q.
         biases: float16 [tiles * BLOCK_K, 16], read unless FOLDED into columns D and D + 1 of the vectors.
         values: float32 [splits, 3, N], written.
         groups: int32 [splits, 2, N], written.
+        N: rows.
         K: codes.
         tiles: tiles of codes.
         tiles_a_split: tiles that one program looks through.
@@ -232,25 +219,23 @@ def screen(
         FOLDED: whether the bias has room in the vectors.
         STAGES: tiles on their way from memory.
     """
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    exist = rows < N
-    offsets = row_offsets(rows, size1, size2, stride0, stride1, stride2)
-    exponent = tl.load(scales + rows, mask=exist, other=0)
-    scale, weight = power_of_two(exponent), _weight(exponent, exponents)
-    d = tl.arange(0, BLOCK_D)
-    moved = _moved(latents, offsets, stride_d, centre, d, exist, D)
-    operand = _operand(moved, scale, weight, d, D)
+    rows = first + tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    exist = rows < end
+    weight = _weight(tl.load(scales + rows, mask=exist, other=0), exponents)
     of_bias = tl.where((tl.arange(0, 16) < 2)[None, :], weight[:, None], 0.0).to(tl.float16)
+    d = tl.arange(0, BLOCK_D)
+    of_row = operands + (rows - first).to(tl.int64)[:, None] * (CHUNKS * BLOCK_D) + d[None, :]
+    operand = tl.load(of_row, mask=exist[:, None], other=0.0)
 
     best1 = tl.full([BLOCK_N, 4], float("-inf"), tl.float32)
     best2, best3 = best1, best1
     group1 = tl.zeros([BLOCK_N, 4], tl.int32)
     group2 = group1
     lane = tl.arange(0, 4)[None, :]
-    first = tl.program_id(1) * tiles_a_split
+    start = tl.program_id(1) * tiles_a_split
     column = tl.arange(0, BLOCK_K)[None, :]
-    for tile in tl.range(first, tl.minimum(first + tiles_a_split, tiles), num_stages=STAGES):
-        code = tile.to(tl.int64) * BLOCK_K
+    for tile in tl.range(start, tl.minimum(start + tiles_a_split, tiles), num_stages=STAGES):
+        code = tl.cast(tile, tl.int64) * BLOCK_K
         scores = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         if not FOLDED:
             bias = tl.load(biases + code * 16 + (column * 16 + tl.arange(0, 16)[:, None]))
@@ -260,8 +245,7 @@ def screen(
             scores = tl.dot(operand, tl.load(pointers), scores)
         else:
             for chunk in tl.range(CHUNKS, num_stages=STAGES):
-                moved = _moved(latents, offsets, stride_d, centre, chunk * BLOCK_D + d, exist, D)
-                operand = _operand(moved, scale, weight, chunk * BLOCK_D + d, D)
+                operand = tl.load(of_row + chunk * BLOCK_D, mask=exist[:, None], other=0.0)
                 scores = tl.dot(operand, tl.load(pointers + chunk * BLOCK_D), scores)
         # Groups are spread over the columns as tensor cores spread them over threads: no shuffle.
         spread = tl.reshape(scores, [BLOCK_N, BLOCK_K // 8, 4, 2])
@@ -295,13 +279,16 @@ def _scores(
     exist: tl.tensor,
     K: tl.tensor,
     D: tl.constexpr,
+    ROWS: tl.constexpr,
+    CODES: tl.constexpr,
     EMULATED: tl.constexpr,
 ) -> tl.tensor:
-    """Return the scores that decide, float32 of the shape of ``codes`` and ``exist`` [rows, any]; -inf for no code."""
+    """Return the scores that decide, float32 [ROWS, CODES], of ``codes`` [ROWS or 1, CODES]; -inf where none exists."""
     scores = -tl.load(half_norms + codes, mask=exist, other=float("inf"))
+    scores = tl.broadcast_to(scores, [ROWS, CODES])
     for d in tl.range(D, loop_unroll_factor=4):
-        element = tl.load(latents + offsets + d.to(tl.int64) * stride_d).to(tl.float32)
-        vector = tl.load(columns + d.to(tl.int64) * K + codes, mask=exist, other=0.0)
+        element = tl.load(latents + tl.cast(d, tl.int64) * stride_d + offsets).to(tl.float32)
+        vector = tl.load(columns + tl.cast(d, tl.int64) * K + codes, mask=exist, other=0.0)
         scores = fused_multiply_add(element[:, None], vector, scores, EMULATED)
     return scores
 
@@ -360,7 +347,7 @@ def decide(
     group1 = tl.zeros([BLOCK_N], tl.int32)
     group2 = group1
     for split in range(splits):
-        value, group = values + split.to(tl.int64) * 3 * N + rows, groups + split.to(tl.int64) * 2 * N + rows
+        value, group = values + tl.cast(split, tl.int64) * 3 * N + rows, groups + tl.cast(split, tl.int64) * 2 * N + rows
         for place in tl.static_range(2):
             best1, best2, best3, group1, group2 = _ranked(
                 tl.load(value + place * N), tl.load(group + place * N), best1, best2, best3, group1, group2
@@ -372,14 +359,14 @@ def decide(
 
     own = group1[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     scores = _scores(
-        latents, offsets, stride_d, columns, half_norms, own, decided[:, None] & (own < K), K, D, EMULATED
+        latents, offsets, stride_d, columns, half_norms, own, decided[:, None] & (own < K), K, D, BLOCK_N, GROUP, EMULATED
     )
     top, code = _first_largest(scores, own, K)
     both = decided & (best2 >= least)
     if tl.max(both.to(tl.int32), axis=0) > 0:
         own = group2[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
         scores = _scores(
-            latents, offsets, stride_d, columns, half_norms, own, both[:, None] & (own < K), K, D, EMULATED
+            latents, offsets, stride_d, columns, half_norms, own, both[:, None] & (own < K), K, D, BLOCK_N, GROUP, EMULATED
         )
         other_top, other = _first_largest(scores, own, K)
         better = both & ((other_top > top) | ((other_top == top) & (other < code)))
@@ -426,7 +413,7 @@ def search(
         best_code = tl.zeros([BLOCK_N], tl.int32)
         for k in range(0, K, BLOCK_K):
             own = k + tl.arange(0, BLOCK_K)[None, :]
-            scores = _scores(latents, offsets, stride_d, columns, half_norms, own, own < K, K, D, EMULATED)
+            scores = _scores(latents, offsets, stride_d, columns, half_norms, own, own < K, K, D, BLOCK_N, BLOCK_K, EMULATED)
             top, code = _first_largest(scores, own, K)
             best_code = tl.where(top > best, code, best_code)
             best = tl.maximum(best, top)

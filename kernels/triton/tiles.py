@@ -21,6 +21,10 @@ class Tiles:
         block_d: dimensions a product, at most.
         warps: warps a program.
         stages: tiles on their way from memory.
+        measure_n: rows of `measure` a program.
+        decide_n: rows of `decide` a program.
+        search_n: rows of `search` at a time.
+        search_k: its codes at a time; many for few rows, because an element of a row is loaded for all of them.
     """
 
     max_dim: int
@@ -29,6 +33,14 @@ class Tiles:
     block_d: int
     warps: int
     stages: int
+    measure_n: int = 32
+    decide_n: int = 16
+    search_n: int = 8
+    search_k: int = 512
+
+    def width_of(self, dim: int) -> int:
+        """Return how many dimensions a product has for latents of ``dim``: a power of two, at least 16."""
+        return min(self.block_d, max(16, 1 << (dim - 1).bit_length()))
 
 
 _ANY = 1 << 31
@@ -65,8 +77,8 @@ TILES = {
     ),
     # Small, so that small inputs have several of everything.
     "interpreter": (
-        Tiles(20, 32, 64, 32, 1, 1),
-        Tiles(_ANY, 32, 64, 16, 1, 1),
+        Tiles(20, 32, 64, 32, 1, 1, search_k=64),
+        Tiles(_ANY, 32, 64, 16, 1, 1, search_k=64),
     ),
 }
 """By family of devices; in a family the first row that takes D is used."""

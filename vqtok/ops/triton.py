@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 
 from vqtok.ops.native import rows_of
-from vqtok.ops.screening import screening_codebook
+from vqtok.ops.screening import ScreeningCodebook, screening_codebook
 
 _AXES = 3
 """Leading axes that the kernels can walk through; BCHW views have two, slices of them three."""
-_MEASURED_ROWS, _DECIDED_ROWS, _SEARCHED_ROWS, _SEARCHED_CODES = 32, 32, 32, 128
+_OPERAND_ELEMENTS = 1 << 25
+"""Latents are rounded and screened in blocks of this many float16 elements: 64 MiB, however many there are."""
 _PROGRAMS_A_PROCESSOR = 2
 """What fills the device: with fewer blocks of rows the codes are split too."""
 
@@ -48,54 +50,86 @@ def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tenso
     Returns:
         int64 [...]; of latents that are not finite any code.
     """
-    kernels, sizes = _module("nearest_code"), _module("tiles")
-    count, dim, vocab_size = latents.shape[:-1].numel(), latents.shape[-1], codebook.shape[0]
+    count, dim = latents.shape[:-1].numel(), latents.shape[-1]
     codes = torch.empty(count, dtype=torch.int64, device=latents.device)
     if not count:
         return codes.reshape(latents.shape[:-1])
     family, processors = _device(latents.device)
-    tiles = sizes.tiles_for(family, dim)
-    block_d = min(tiles.block_d, max(16, 1 << (dim - 1).bit_length()))
-    chunks = -(-dim // block_d)
-    prepared = screening_codebook(codebook, half_norms, tiles.block_k, chunks * block_d)
-    blocks, tile_count = -(-count // tiles.block_n), -(-vocab_size // tiles.block_k)
-    tiles_a_split = -(-tile_count // max(1, min(tile_count, _PROGRAMS_A_PROCESSOR * processors // blocks)))
-    splits = -(-tile_count // tiles_a_split)
-    latents, *rows = _rows(latents)
-
-    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=latents.device)
-
-    scales, slack = empty(count, dtype=torch.int32), empty(count, dtype=torch.float32)
-    values, groups = empty(splits, 3, count, dtype=torch.float32), empty(splits, 2, count, dtype=torch.int32)
-    pending, pending_count = empty(count, dtype=torch.int32), codes.new_zeros(1, dtype=torch.int32)
-    measured = (prepared.centre, prepared.exponents)
-    decided = (prepared.columns, half_norms)
-    options = {"D": dim, "enable_fp_fusion": True}
-    emulated = _module("arithmetic").INTERPRETED
+    tiles = _module("tiles").tiles_for(family, dim)
+    chunks = -(-dim // tiles.width_of(dim))
+    prepared = screening_codebook(codebook, half_norms, tiles.block_k, chunks * tiles.width_of(dim))
+    rows = _rows(latents)
     with torch.cuda.device_of(latents):
-        kernels.measure[(-(-count // _MEASURED_ROWS),)](
-            latents,
-            *rows,
-            *measured,
+        candidates = _screened(rows, codebook.shape, prepared, tiles, _PROGRAMS_A_PROCESSOR * processors)
+        programs = min(-(-count // tiles.search_n), _PROGRAMS_A_PROCESSOR * processors)
+        _decide(rows, prepared.columns, half_norms, candidates, codes, tiles, programs)
+    return codes.reshape(latents.shape[:-1])
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """What screening says of each row.
+
+    Attributes:
+        values: float32 [splits, 3, N], the three best group maxima of a share of the codes.
+        groups: int32 [splits, 2, N], the groups of the first two.
+        slack: float32 [N], how far below the best the winner's group can be.
+    """
+
+    values: Tensor
+    groups: Tensor
+    slack: Tensor
+
+
+def _screened(
+    rows: _Rows, shape: torch.Size, prepared: ScreeningCodebook, tiles: Any, wanted_programs: int
+) -> _Candidates:
+    kernels = _module("nearest_code")
+    (vocab_size, dim), count, device = shape, rows.count, rows.latents.device
+    block_d = tiles.width_of(dim)
+    width = -(-dim // block_d) * block_d
+    rows_a_block = max(1, _OPERAND_ELEMENTS // width // tiles.block_n) * tiles.block_n
+    tile_count = -(-vocab_size // tiles.block_k)
+    shares = wanted_programs // -(-min(count, rows_a_block) // tiles.block_n)
+    tiles_a_split = -(-tile_count // max(1, min(tile_count, shares)))
+    splits = -(-tile_count // tiles_a_split)
+    operands = torch.empty(min(count, rows_a_block), width, dtype=torch.float16, device=device)
+    scales = torch.empty(count, dtype=torch.int32, device=device)
+    candidates = _Candidates(
+        torch.empty(splits, 3, count, dtype=torch.float32, device=device),
+        torch.empty(splits, 2, count, dtype=torch.int32, device=device),
+        torch.empty(count, dtype=torch.float32, device=device),
+    )
+    for first in range(0, count, rows_a_block):
+        end = min(count, first + rows_a_block)
+        kernels.measure[(-(-(end - first) // tiles.measure_n),)](
+            rows.latents,
+            *rows.walk,
+            prepared.centre,
+            prepared.exponents,
             prepared.bounds,
+            operands,
             scales,
-            slack,
-            count,
-            BLOCK_N=_MEASURED_ROWS,
+            candidates.slack,
+            first,
+            end,
+            D=dim,
+            WIDTH=width,
+            BLOCK_N=tiles.measure_n,
             BLOCK_D=min(block_d, 64),
             num_warps=4,
-            **options,
+            enable_fp_fusion=True,
         )
-        kernels.screen[(blocks, splits)](
-            latents,
-            *rows,
-            *measured,
+        kernels.screen[(-(-(end - first) // tiles.block_n), splits)](
+            operands,
+            prepared.exponents,
             scales,
             prepared.vectors,
             prepared.biases,
-            values,
-            groups,
+            candidates.values,
+            candidates.groups,
+            first,
+            end,
             count,
             vocab_size,
             tile_count,
@@ -103,46 +137,65 @@ def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tenso
             BLOCK_N=tiles.block_n,
             BLOCK_K=tiles.block_k,
             BLOCK_D=block_d,
-            CHUNKS=chunks,
-            FOLDED=dim + 2 <= chunks * block_d,
+            CHUNKS=width // block_d,
+            FOLDED=dim + 2 <= width,
             STAGES=tiles.stages,
             num_warps=tiles.warps,
-            **options,
+            enable_fp_fusion=True,
         )
-        kernels.decide[(-(-count // _DECIDED_ROWS),)](
-            latents,
-            *rows,
-            *decided,
-            values,
-            groups,
-            slack,
-            codes,
-            pending,
-            pending_count,
-            count,
-            vocab_size,
-            splits,
-            GROUP=tiles.block_k // 4,
-            BLOCK_N=_DECIDED_ROWS,
-            EMULATED=emulated,
-            num_warps=4,
-            **options,
-        )
-        kernels.search[(min(-(-count // _SEARCHED_ROWS), _PROGRAMS_A_PROCESSOR * processors),)](
-            latents,
-            *rows,
-            *decided,
-            codes,
-            pending,
-            pending_count,
-            vocab_size,
-            BLOCK_N=_SEARCHED_ROWS,
-            BLOCK_K=_SEARCHED_CODES,
-            EMULATED=emulated,
-            num_warps=4,
-            **options,
-        )
-    return codes.reshape(latents.shape[:-1])
+    return candidates
+
+
+def _decide(
+    rows: _Rows,
+    columns: Tensor,
+    half_norms: Tensor,
+    candidates: _Candidates,
+    codes: Tensor,
+    tiles: Any,
+    programs: int,
+) -> None:
+    kernels, emulated = _module("nearest_code"), _module("arithmetic").INTERPRETED
+    dim, vocab_size = columns.shape
+    pending = torch.empty(rows.count, dtype=torch.int32, device=codes.device)
+    pending_count = torch.zeros(1, dtype=torch.int32, device=codes.device)
+    kernels.decide[(-(-rows.count // tiles.decide_n),)](
+        rows.latents,
+        *rows.walk,
+        columns,
+        half_norms,
+        candidates.values,
+        candidates.groups,
+        candidates.slack,
+        codes,
+        pending,
+        pending_count,
+        rows.count,
+        vocab_size,
+        candidates.values.shape[0],
+        D=dim,
+        GROUP=tiles.block_k // 4,
+        BLOCK_N=tiles.decide_n,
+        EMULATED=emulated,
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
+    kernels.search[(programs,)](
+        rows.latents,
+        *rows.walk,
+        columns,
+        half_norms,
+        codes,
+        pending,
+        pending_count,
+        vocab_size,
+        D=dim,
+        BLOCK_N=tiles.search_n,
+        BLOCK_K=tiles.search_k,
+        EMULATED=emulated,
+        num_warps=4,
+        enable_fp_fusion=True,
+    )
 
 
 @cache
@@ -160,16 +213,29 @@ def _device(device: torch.device) -> tuple[str, int]:
     return _module("tiles").family_of(capability, torch.version.hip is not None), properties.multi_processor_count
 
 
-def _rows(latents: Tensor) -> tuple[Tensor, int, int, int, int, int, int]:
-    """Return latents [..., D] and what a kernel walks through them with: two sizes, three strides and that of D.
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Latents [..., D] as rows for a kernel.
 
-    Axes that lie in one stride are merged; only what has more than three left is copied.
+    Attributes:
+        latents: what the kernel reads.
+        walk: two sizes and three strides of the leading axes, and the stride of D: see ``row_offsets``.
+        count: rows.
     """
-    rows = rows_of(latents)
-    if rows.rank > _AXES:
+
+    latents: Tensor
+    walk: tuple[int, int, int, int, int, int]
+    count: int
+
+
+def _rows(latents: Tensor) -> _Rows:
+    """Return latents as rows; axes in one stride are merged, and only what has more than three left is copied."""
+    described = rows_of(latents)
+    if described.rank > _AXES:
         latents = latents.contiguous()
-        rows = rows_of(latents)
-    missing = _AXES - rows.rank
-    sizes = [1] * missing + rows.sizes[: rows.rank]
-    strides = [0] * missing + rows.strides[: rows.rank]
-    return latents, sizes[1], sizes[2], strides[0], strides[1], strides[2], latents.stride(-1)
+        described = rows_of(latents)
+    missing = _AXES - described.rank
+    sizes = [1] * missing + described.sizes[: described.rank]
+    strides = [0] * missing + described.strides[: described.rank]
+    walk = (sizes[1], sizes[2], strides[0], strides[1], strides[2], latents.stride(-1))
+    return _Rows(latents, walk, described.rows)
