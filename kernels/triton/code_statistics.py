@@ -12,7 +12,7 @@ import triton.language as tl
 from .arithmetic import row_offsets
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size1", "size2"])
 def sum_rows(
     latents: tl.tensor,
     size1: tl.tensor,

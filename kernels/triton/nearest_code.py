@@ -98,7 +98,7 @@ def _slack(
     return tl.where(magnitude < end, 2.0 * 1.001 * (rounding + product + chain), float("inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size1", "size2", "first", "end"])
 def measure(
     latents: tl.tensor,
     size1: tl.tensor,
@@ -180,7 +180,7 @@ def measure(
     tl.store(slack + rows, bound, mask=exist)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "end", "N", "K", "tiles", "tiles_a_split"])
 def screen(
     operands: tl.tensor,
     exponents: tl.tensor,
@@ -300,7 +300,7 @@ def _first_largest(scores: tl.tensor, codes: tl.tensor, K: tl.tensor) -> tuple[t
     return top, tl.min(tl.where(scores == top[:, None], codes, K), axis=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size1", "size2", "N", "K", "splits"])
 def decide(
     latents: tl.tensor,
     size1: tl.tensor,
@@ -380,7 +380,7 @@ def decide(
         tl.store(pending + place, rows, mask=listed > 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size1", "size2", "K"])
 def search(
     latents: tl.tensor,
     size1: tl.tensor,

@@ -11,7 +11,7 @@ import triton.language as tl
 from .arithmetic import row_offsets
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size1", "size2", "N", "K"])
 def gather(
     latents: tl.tensor,
     size1: tl.tensor,
