@@ -12,15 +12,21 @@
 #endif
 
 // Raised whenever a signature below changes; the loader refuses any other number.
-constexpr int32_t kVqtokCpuAbi = 1;
+constexpr int32_t kVqtokCpuAbi = 2;
 
 // What the functions return. A value of 0 or more is the first row that holds NaN or infinity.
 constexpr int64_t kDone = -1;
 constexpr int64_t kNoMemory = -2;
 constexpr int64_t kNoInstructionSet = -3;
 
-// N rows of D floats in any strided layout, so that a [B, H, W, D] view of [B, D, H, W] is read where it lies.
-// Sizes and strides (in elements) describe the leading dimensions; their product is N.
+// Types of elements.
+constexpr int64_t kFloat32 = 0;
+constexpr int64_t kBFloat16 = 1;
+constexpr int64_t kFloat16 = 2;
+
+// N rows of D elements in any strided layout, so that a [B, H, W, D] view of [B, D, H, W] is read where it lies.
+// Sizes and strides (in elements) describe the leading dimensions; their product is N. `data` points to elements of
+// `type`; functions that say nothing of it take float32 alone.
 struct VqtokRows {
     const float* data;
     const int64_t* sizes;
@@ -29,6 +35,7 @@ struct VqtokRows {
     int64_t stride_d;
     int64_t N;
     int64_t D;
+    int64_t type;
 };
 
 VQTOK_API int32_t vqtok_cpu_abi();
@@ -43,6 +50,55 @@ VQTOK_API int64_t vqtok_nearest_code(const VqtokRows* latents, const float* code
                                      int64_t* codes, int32_t threads, int32_t instruction_set);
 
 // counts[k] = rows with codes[n] == k; sums[k] = their sum, added in float64 in row order and rounded once.
-// Every code must lie in 0..K-1. The result does not depend on `threads`.
+// Latents of any type. Every code must lie in 0..K-1. The result does not depend on `threads`.
 VQTOK_API int64_t vqtok_code_statistics(const VqtokRows* latents, const int64_t* codes, int64_t K, int64_t* counts,
                                         float* sums, int32_t threads);
+
+// vectors[n] = row codes[n] of `codebook` [K, D]; *squared_error = the sum of squared differences from the latents (of
+// any type), in float64 over fixed blocks of rows. The result does not depend on `threads`.
+VQTOK_API int64_t vqtok_passage(const VqtokRows* latents, const float* codebook, const int64_t* codes, float* vectors,
+                                double* squared_error, int32_t threads);
+
+// of_latents [N, D], of the latents' type: what the vectors' gradient (float32) is to the latents, passed straight
+// through (`rotated` 0) or rotated (1), plus weight * (latent - vector).
+VQTOK_API int64_t vqtok_passage_backward(const VqtokRows* gradient, const VqtokRows* latents, const float* codebook,
+                                         const int64_t* codes, float weight, int32_t rotated, void* of_latents,
+                                         int32_t threads);
+
+// of_codebook [K, D] = weight * (the sum of vector - latent over the rows of a code, as vqtok_code_statistics adds).
+VQTOK_API int64_t vqtok_codebook_backward(const VqtokRows* latents, const float* codebook, const int64_t* codes,
+                                          int64_t K, float weight, float* of_codebook, int32_t threads);
+
+// half_norms[k] = half of row k's squared norm; unit_rows[k] = row k over its norm, zeros stay. Squares are added in
+// float64 over d = 0..D-1; every result is rounded once.
+VQTOK_API int64_t vqtok_half_squared_norms(const float* codebook, int64_t K, int64_t D, float* half_norms,
+                                           int32_t threads);
+VQTOK_API int64_t vqtok_normalize_codebook(const float* codebook, int64_t K, int64_t D, float* unit_rows,
+                                           int32_t threads);
+
+// unit[n] = latent n over its length, or over 1e-12 where it is shorter; and the gradient of that, of the latents' type.
+VQTOK_API int64_t vqtok_unit_latents(const VqtokRows* latents, float* unit, int32_t threads);
+VQTOK_API int64_t vqtok_unit_latents_backward(const VqtokRows* gradient, const VqtokRows* latents, void* of_latents,
+                                              int32_t threads);
+
+// One step of moving averages over a batch's statistics, in float32 as written:
+//   new_size = decay * size + (1 - decay) * counts,  new_sum = decay * sum + (1 - decay) * sums,
+//   mean = new_sum / ((new_size + epsilon) / (total + K * epsilon) * total),  total = the sum of new_size.
+// Where `unit` is 1 the mean is divided by its norm as vqtok_normalize_codebook does. `codebook` [K, D] holds the old
+// rows, `new_codebook` gets the means, and the old row where new_size is 0.
+struct VqtokEma {
+    const float* size;
+    const float* sum;
+    const float* codebook;
+    const float* counts;
+    const float* sums;
+    float* new_size;
+    float* new_sum;
+    float* new_codebook;
+    int64_t K;
+    int64_t D;
+    double decay;
+    double epsilon;
+    int64_t unit;
+};
+VQTOK_API int64_t vqtok_ema_update(const VqtokEma* step, int32_t threads);

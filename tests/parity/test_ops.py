@@ -261,11 +261,25 @@ LAYOUTS = {
 @pytest.mark.parametrize("op", OPS)
 def test_torch_accepts_the_op(op, layout):
     latents, codebook = LAYOUTS[layout](gauss(2, 5, 3, 4)), gauss(7, 5, seed=1)
-    codes = nearest_code(latents, codebook)
+    codes, gradient, weight = nearest_code(latents, codebook), gauss(*latents.shape, seed=2), torch.tensor(0.5)
     inputs = {
         "nearest_code": (latents, codebook, "l2"),
         "code_statistics": (latents, codes, 7),
         "straight_through": (latents, codebook, codes),
+        "rotate": (latents, codebook, codes),
+        "straight_through_backward": (gradient, latents, codebook, codes, weight),
+        "rotate_backward": (gradient, latents, codebook, codes, weight),
+        "codebook_backward": (latents, codebook, codes, weight),
+        "half_squared_norms": (codebook,),
+        "normalize_codebook": (codebook,),
+        "normalize_latents": (latents,),
+        "normalize_latents_backward": (gradient, latents),
+        "update_averages": (codebook[:, 0], codebook, codebook + 1, codebook[:, 1], codebook + 2, 0.9, 1e-5, True),
+        "finite_scalar": (latents, [3, 4, 5, 8, 7]),
+        "finite_scalar_backward": (gradient, latents, [3, 4, 5, 8, 7]),
+        "compact": (latents[0], codes[0] > 2),
+        "pad": (latents[0, 0], torch.tensor([1, 0, 3]), -1),
+        "spread": (latents[0, 0], torch.tensor([[True, False, True], [False, True, True]]), 0),
     }
     opcheck(getattr(torch.ops.vqtok, op).default, inputs[op])
 

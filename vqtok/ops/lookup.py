@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from vqtok.errors import ConfigError
-from vqtok.ops.arithmetic import half_squared_norms, normalize_codebook
 from vqtok.ops.checks import check_finite_codebook, check_spaces
+from vqtok.ops.norms import half_squared_norms, normalize_codebook
 from vqtok.ops.registration import register
 from vqtok.ops.table import NEAREST_CODE
 
@@ -50,12 +50,10 @@ def nearest_code(latents: Tensor, codebook: Tensor, metric: str = "l2") -> Tenso
 
 def _compute(latents: Tensor, codebook: Tensor, metric: str) -> Tensor:
     vectors = codebook.float().contiguous()
-    if metric == "l2":
-        half_norms = half_squared_norms(vectors)
-        check_finite_codebook(vectors, witness=half_norms)
-    else:
-        half_norms = vectors.new_zeros(vectors.shape[0])
-        check_finite_codebook(vectors, witness=vectors)
+    half_norms = half_squared_norms(vectors)
+    check_finite_codebook(vectors, witness=half_norms)
+    if metric != "l2":
+        half_norms = torch.zeros_like(half_norms)
     if metric == "cosine":
         vectors = normalize_codebook(vectors)
     return NEAREST_CODE.choose(latents)(latents, vectors, half_norms)

@@ -29,7 +29,8 @@ class Backend:
         name: what `use_backend` and ``VQTOK_BACKEND`` call it.
         function: ``module:attribute``, imported on first use.
         devices: torch device types it runs on; empty: wherever torch runs and has float64.
-        dtypes: dtypes of latents it takes.
+        dtypes: dtypes of latents it takes; empty: all there are.
+        codebook_dtypes: dtypes of codebooks it takes.
         max_dim: largest D it takes.
         probe: ``module:attribute`` of a function that returns why it cannot run on this machine, or "".
     """
@@ -38,17 +39,20 @@ class Backend:
     function: str
     devices: frozenset[str] = frozenset()
     dtypes: frozenset[torch.dtype] = FLOATS
+    codebook_dtypes: frozenset[torch.dtype] = FLOATS
     max_dim: int = 1 << 31
     probe: str = ""
 
-    def reason_against(self, latents: Tensor) -> str:
-        """Return why this backend cannot take these latents on this machine, or ""."""
+    def reason_against(self, latents: Tensor, codebook: Tensor | None = None) -> str:
+        """Return why this backend cannot take these inputs on this machine, or ""."""
         if self.devices and latents.device.type not in self.devices:
             return f"runs on {_listed(self.devices)}, the latents are on {latents.device.type}"
         if not self.devices and latents.device.type in _WITHOUT_FLOAT64:
             return f"needs float64, which {latents.device.type} lacks: move the latents to the CPU"
-        if latents.dtype not in self.dtypes:
+        if self.dtypes and latents.dtype not in self.dtypes:
             return f"takes {_listed(map(_short, self.dtypes))}, the latents are {_short(latents.dtype)}"
+        if codebook is not None and codebook.dtype not in self.codebook_dtypes:
+            return f"takes codebooks of {_listed(map(_short, self.codebook_dtypes))}, this is {_short(codebook.dtype)}"
         if latents.shape[-1] > self.max_dim:
             return f"takes up to {self.max_dim} dimensions, the latents have {latents.shape[-1]}"
         return _imported(self.probe)() if self.probe else ""
@@ -61,21 +65,21 @@ class Op:
     name: str
     backends: tuple[Backend, ...]
 
-    def choose(self, latents: Tensor) -> Callable[..., Any]:
+    def choose(self, latents: Tensor, codebook: Tensor | None = None) -> Callable[..., Any]:
         """Return the function of the forced backend, or of the first one that can run.
 
         Raises:
             BackendUnavailable: the forced backend cannot run; the message says why.
             ConfigError: ``VQTOK_BACKEND`` names no backend.
         """
-        return _imported(self.chosen(latents).function)
+        return _imported(self.chosen(latents, codebook).function)
 
-    def chosen(self, latents: Tensor) -> Backend:
+    def chosen(self, latents: Tensor, codebook: Tensor | None = None) -> Backend:
         """Return the backend that `choose` takes."""
         name = forced_backend()
         for backend in self.backends:
             if backend.name == name:
-                if reason := backend.reason_against(latents):
+                if reason := backend.reason_against(latents, codebook):
                     raise BackendUnavailable(
                         f"expected backend {name!r} to compute {self.name}, but it {reason}; "
                         "leave the choice to vqtok or see vqtok.ops.explain"
@@ -84,7 +88,7 @@ class Op:
         # A forced name that only other ops have leaves this op to the automatic choice.
         reason = ""
         for backend in self.backends:
-            reason = backend.reason_against(latents)
+            reason = backend.reason_against(latents, codebook)
             if not reason:
                 return backend
         raise BackendUnavailable(
@@ -127,13 +131,13 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def explain(op_name: str, latents: Tensor, codebook: Tensor) -> str:
+def explain(op_name: str, latents: Tensor, codebook: Tensor | None = None) -> str:
     """Return a table of an op's backends: which can run on these inputs, why others cannot, which one is taken.
 
     Args:
-        op_name: ``nearest_code``, ``code_statistics`` or ``straight_through``.
-        latents: [..., D].
-        codebook: [K, D].
+        op_name: an op's name, as the functions of this package have it; ``_backward`` is added for its gradient.
+        latents: [..., D], or an op's values.
+        codebook: [K, D], for ops that read one.
 
     Raises:
         ConfigError: no op has this name, or ``VQTOK_BACKEND`` names no backend.
@@ -149,11 +153,12 @@ def explain(op_name: str, latents: Tensor, codebook: Tensor) -> str:
     inputs = ", ".join(
         f"{name} {_short(x.dtype)} {list(x.shape)} on {x.device}"
         for name, x in (("latents", latents), ("codebook", codebook))
+        if x is not None
     )
     lines, taken, forced = [f"{op_name}: {inputs}"], False, forced_backend()
     named = any(b.name == forced for b in ops[op_name].backends)
     for backend in ops[op_name].backends:
-        reason = backend.reason_against(latents)
+        reason = backend.reason_against(latents, codebook)
         verdict = f"cannot run: {reason}" if reason else "can run"
         wanted = backend.name == forced if named else not taken
         if wanted and not reason:

@@ -17,22 +17,95 @@ NEAREST_CODE = Op(
 )
 """Called with latents [..., D] (any float), codebook float32 [K, D], half_norms float32 [K]; returns int64 [...]."""
 
-CODE_STATISTICS = Op(
-    "code_statistics",
-    (
-        Backend(
-            "cpu",
-            "vqtok.ops.native:code_statistics",
-            frozenset({"cpu"}),
-            FLOATS - {torch.float64},  # its rows are float32, and the sums of float64 rows differ
-            probe="vqtok.ops.native:reason_against",
-        ),
-        Backend("reference", "vqtok.ops.reference:code_statistics"),
-    ),
-)
+_TO_FLOAT32 = FLOATS - {torch.float64}  # differences and sums of float64 rows would be others
+_FLOAT32 = frozenset({torch.float32})
+
+
+def _training_op(name: str, module: str = "reference", latents: frozenset[torch.dtype] = _TO_FLOAT32) -> Op:
+    """Return an op of csrc/cpu, which reads latents of at most float32 and codebooks of float32, and of torch."""
+    native = Backend(
+        "cpu",
+        f"vqtok.ops.native_training:{name}",
+        frozenset({"cpu"}),
+        latents,
+        codebook_dtypes=_FLOAT32,
+        probe="vqtok.ops.native:reason_against",
+    )
+    return Op(name, (native, Backend("reference", f"vqtok.ops.{module}:{name}")))
+
+
+CODE_STATISTICS = _training_op("code_statistics")
 """Called with latents [..., D], codes int64 [...] and vocab_size; returns counts int64 [K] and sums float32 [K, D]."""
 
-STRAIGHT_THROUGH = Op("straight_through", (Backend("reference", "vqtok.ops.reference:straight_through"),))
+STRAIGHT_THROUGH = _training_op("straight_through")
 """Called with latents [..., D], codebook [K, D] and codes int64 [...]; returns vectors [..., D] and a scalar."""
 
-OPS = {op.name: op for op in (NEAREST_CODE, CODE_STATISTICS, STRAIGHT_THROUGH)}
+ROTATE = Op("rotate", STRAIGHT_THROUGH.backends)
+"""The same values; only the gradient is another one."""
+
+STRAIGHT_THROUGH_BACKWARD = _training_op("straight_through_backward")
+"""Called with the vectors' gradient [..., D], latents, codebook, codes and a scalar weight; returns [..., D]."""
+
+ROTATE_BACKWARD = _training_op("rotate_backward")
+"""As `STRAIGHT_THROUGH_BACKWARD`."""
+
+CODEBOOK_BACKWARD = _training_op("codebook_backward")
+"""Called with latents, codebook, codes and a scalar weight; returns [K, D]. Both passages teach a codebook alike."""
+
+HALF_SQUARED_NORMS = _training_op("half_squared_norms", "arithmetic")
+"""Called with a codebook float32 [K, D]; returns float32 [K]."""
+
+NORMALIZE_CODEBOOK = _training_op("normalize_codebook", "arithmetic")
+"""Called with a codebook float32 [K, D]; returns float32 [K, D]."""
+
+NORMALIZE_LATENTS = _training_op("normalize_latents")
+"""Called with latents [..., D]; returns [..., D] of at least float32."""
+
+NORMALIZE_LATENTS_BACKWARD = _training_op("normalize_latents_backward")
+"""Called with the unit vectors' gradient [..., D] and latents; returns [..., D]."""
+
+UPDATE_AVERAGES = _training_op("update_averages", latents=_FLOAT32)
+"""Called with sizes, sums, codebook, counts, sums, decay, epsilon and whether rows are of unit length; returns the
+new sizes, sums and codebook."""
+
+FINITE_SCALAR = Op("finite_scalar", (Backend("reference", "vqtok.ops.reference:finite_scalar"),))
+"""Called with latents [..., D] and D numbers of levels; returns codes int64 [...] and vectors float32 [..., D]."""
+
+FINITE_SCALAR_BACKWARD = Op(
+    "finite_scalar_backward", (Backend("reference", "vqtok.ops.reference:finite_scalar_backward"),)
+)
+"""Called with the vectors' gradient [..., D], latents and levels; returns [..., D]."""
+
+_ANY = frozenset[torch.dtype]()
+
+COMPACT = Op("compact", (Backend("reference", "vqtok.ops.reference:compact", dtypes=_ANY),))
+"""Called with values [B, N, ...] and keep bool [B, N]; returns [T, ...] and lengths int64 [B]."""
+
+PAD = Op("pad", (Backend("reference", "vqtok.ops.reference:pad", dtypes=_ANY),))
+"""Called with values [T, ...], lengths int64 [B] and a fill; returns [B, N, ...] and bool [B, N]."""
+
+SPREAD = Op("spread", (Backend("reference", "vqtok.ops.reference:spread", dtypes=_ANY),))
+"""Called with values [T, ...], mask bool [B, N] and a fill; returns [B, N, ...]: the gradient of compact."""
+
+OPS = {
+    op.name: op
+    for op in (
+        NEAREST_CODE,
+        CODE_STATISTICS,
+        STRAIGHT_THROUGH,
+        STRAIGHT_THROUGH_BACKWARD,
+        ROTATE,
+        ROTATE_BACKWARD,
+        CODEBOOK_BACKWARD,
+        HALF_SQUARED_NORMS,
+        NORMALIZE_CODEBOOK,
+        NORMALIZE_LATENTS,
+        NORMALIZE_LATENTS_BACKWARD,
+        UPDATE_AVERAGES,
+        FINITE_SCALAR,
+        FINITE_SCALAR_BACKWARD,
+        COMPACT,
+        PAD,
+        SPREAD,
+    )
+}
