@@ -8,9 +8,10 @@ float32 chain that decides. Everything known of |s_k - c_k| is at most `slack` /
 
     s_w >= c_w - slack / 2 >= c_j - slack / 2 >= s_j - slack        for every j,
 
-and lies in a group whose maximum is at least the largest maximum less the slack. `measure` finds the slack, `screen` keeps the two best groups and
-the third best value. If that third value falls short, `decide` runs the chain over the one or two groups that do not;
-otherwise, and where the product overflowed, the row is listed and `search` runs the chain over all codes.
+and lies in a group whose maximum is at least the largest maximum less the slack. `measure` finds the slack, `screen`
+keeps the two best groups and the third best value. If that third value falls short, `decide` runs the chain over the
+one or two groups that do not; otherwise, and where the product overflowed, the row is listed and `search` runs the
+chain over all codes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ import triton
 import triton.language as tl
 
 from .arithmetic import fused_multiply_add, power_of_two, row_offsets
+
+# Kernels are Python in syntax alone, and tl.constexpr, tl.range and tl.max are not typed as what they become in them.
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportReturnType=false, reportAssignmentType=false
 
 
 @triton.jit
@@ -86,7 +91,9 @@ def _slack(
     # The squares that the lengths were summed from may have vanished below 2^-126.
     of_operand, of_residual, of_row = of_operand + 2.0**-50, of_residual + 2.0**-50, of_row + 2.0**-50
     # What rounding the operands to float16 took, by Cauchy and Schwarz; the centre came off with one rounding.
-    rounding = (of_residual + tiny * of_operand) * (vector + vector_residual) + (of_operand + of_residual) * vector_residual
+    rounding = (of_residual + tiny * of_operand) * (vector + vector_residual) + (
+        of_operand + of_residual
+    ) * vector_residual
     rounding += weight * bias_residual
     # Tensor cores add up to a few truncated bits at a time.
     product = ((D + 64) / 4 + 5) * (4 * tiny) * ((of_operand + of_residual) * vector + weight * bias)
@@ -347,7 +354,10 @@ def decide(
     group1 = tl.zeros([BLOCK_N], tl.int32)
     group2 = group1
     for split in range(splits):
-        value, group = values + tl.cast(split, tl.int64) * 3 * N + rows, groups + tl.cast(split, tl.int64) * 2 * N + rows
+        value, group = (
+            values + tl.cast(split, tl.int64) * 3 * N + rows,
+            groups + tl.cast(split, tl.int64) * 2 * N + rows,
+        )
         for place in tl.static_range(2):
             best1, best2, best3, group1, group2 = _ranked(
                 tl.load(value + place * N), tl.load(group + place * N), best1, best2, best3, group1, group2
@@ -359,14 +369,36 @@ def decide(
 
     own = group1[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     scores = _scores(
-        latents, offsets, stride_d, columns, half_norms, own, decided[:, None] & (own < K), K, D, BLOCK_N, GROUP, EMULATED
+        latents,
+        offsets,
+        stride_d,
+        columns,
+        half_norms,
+        own,
+        decided[:, None] & (own < K),
+        K,
+        D,
+        BLOCK_N,
+        GROUP,
+        EMULATED,
     )
     top, code = _first_largest(scores, own, K)
     both = decided & (best2 >= least)
     if tl.max(both.to(tl.int32), axis=0) > 0:
         own = group2[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
         scores = _scores(
-            latents, offsets, stride_d, columns, half_norms, own, both[:, None] & (own < K), K, D, BLOCK_N, GROUP, EMULATED
+            latents,
+            offsets,
+            stride_d,
+            columns,
+            half_norms,
+            own,
+            both[:, None] & (own < K),
+            K,
+            D,
+            BLOCK_N,
+            GROUP,
+            EMULATED,
         )
         other_top, other = _first_largest(scores, own, K)
         better = both & ((other_top > top) | ((other_top == top) & (other < code)))
@@ -413,7 +445,9 @@ def search(
         best_code = tl.zeros([BLOCK_N], tl.int32)
         for k in range(0, K, BLOCK_K):
             own = k + tl.arange(0, BLOCK_K)[None, :]
-            scores = _scores(latents, offsets, stride_d, columns, half_norms, own, own < K, K, D, BLOCK_N, BLOCK_K, EMULATED)
+            scores = _scores(
+                latents, offsets, stride_d, columns, half_norms, own, own < K, K, D, BLOCK_N, BLOCK_K, EMULATED
+            )
             top, code = _first_largest(scores, own, K)
             best_code = tl.where(top > best, code, best_code)
             best = tl.maximum(best, top)

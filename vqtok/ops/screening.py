@@ -85,7 +85,7 @@ def screening_codebook(codebook: Tensor, half_norms: Tensor, block_k: int, width
 
 
 def _arranged(vectors: Tensor, biases: Tensor, block_k: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return vectors and biases padded and in the order of `screen`: in a tile the columns 8 i + 2 q + r are group q."""
+    """Return vectors and biases, padded and in the order of `screen`: column 8 i + 2 q + r of a tile is of group q."""
     count, dim = vectors.shape
     tiles = -(-count // block_k)
     codes = torch.arange(tiles * block_k, device=vectors.device, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The Triton kernels behind torch (kernels/triton), imported on first use; without a GPU, a reason and never a crash."""
+"""Nearest code by Triton kernels (kernels/triton), imported on first use; without a GPU, a reason and never a crash."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vqtok.ops.native import rows_of
+from vqtok.ops.layout import merged_axes
 from vqtok.ops.screening import ScreeningCodebook, screening_codebook
 
 _AXES = 3
 """Leading axes that the kernels can walk through; BCHW views have two, slices of them three."""
 _OPERAND_ELEMENTS = 1 << 25
 """Latents are rounded and screened in blocks of this many float16 elements: 64 MiB, however many there are."""
-_GATHERED_ROWS = 32
 _PROGRAMS_A_PROCESSOR = 2
 """What fills the device: with fewer blocks of rows the codes are split too."""
 
@@ -56,77 +55,15 @@ def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tenso
     if not count:
         return codes.reshape(latents.shape[:-1])
     family, processors = _device(latents.device)
-    tiles = _module("tiles").tiles_for(family, dim)
+    tiles = kernel_module("tiles").tiles_for(family, dim)
     chunks = -(-dim // tiles.width_of(dim))
     prepared = screening_codebook(codebook, half_norms, tiles.block_k, chunks * tiles.width_of(dim))
-    rows = _rows(latents)
+    rows = rows_of(latents)
     with torch.cuda.device_of(latents):
         candidates = _screened(rows, codebook.shape, prepared, tiles, _PROGRAMS_A_PROCESSOR * processors)
         programs = min(-(-count // tiles.search_n), _PROGRAMS_A_PROCESSOR * processors)
         _decide(rows, prepared.columns, half_norms, candidates, codes, tiles, programs)
     return codes.reshape(latents.shape[:-1])
-
-
-def code_statistics(latents: Tensor, codes: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Return counts int64 [K] and sums float32 [K, D], added in float64 in row order and rounded once.
-
-    Args:
-        latents: [..., D], any floating dtype.
-        codes: int64 [...], each in 0..vocab_size-1.
-        vocab_size: K.
-    """
-    dim, codes = latents.shape[-1], codes.reshape(-1)
-    taken, order = codes.sort(stable=True)
-    # bincount is not deterministic on a GPU; where the sorted codes change is.
-    ends = torch.searchsorted(taken, torch.arange(vocab_size, device=codes.device, dtype=torch.int64), right=True)
-    sums = torch.zeros(vocab_size, dim, dtype=torch.float32, device=latents.device)
-    if len(codes):
-        rows, block_d = _rows(latents), min(128, 1 << (dim - 1).bit_length())
-        with torch.cuda.device_of(latents):
-            _module("code_statistics").sum_rows[(vocab_size, -(-dim // block_d))](
-                rows.latents, *rows.walk, order, ends, sums, D=dim, BLOCK_D=block_d, num_warps=-(-block_d // 32)
-            )
-    return ends.diff(prepend=ends.new_zeros(1)), sums
-
-
-def straight_through(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the codebook's rows, bit for bit, and the mean squared difference from the latents.
-
-    The difference is summed in a fixed order, so two calls give the same bits.
-
-    Args:
-        latents: [..., D], any floating dtype.
-        codebook: [K, D], any floating dtype.
-        codes: int64 [...].
-
-    Returns:
-        vectors [..., D] of the codebook's dtype (not a number for a code out of range), and a scalar: float64 where an
-        input is, else float32; 0 for N = 0.
-    """
-    vocab_size, dim = codebook.shape
-    wide = torch.promote_types(torch.promote_types(latents.dtype, codebook.dtype), torch.float32)
-    vectors = torch.empty(latents.shape, dtype=codebook.dtype, device=latents.device)
-    programs = -(-codes.numel() // _GATHERED_ROWS)
-    errors = torch.zeros(max(programs, 1), dtype=torch.float64, device=latents.device)
-    if programs:
-        rows = _rows(latents)
-        with torch.cuda.device_of(latents):
-            _module("straight_through").gather[(programs,)](
-                rows.latents,
-                *rows.walk,
-                codebook.contiguous(),
-                codes.contiguous(),
-                vectors,
-                errors,
-                rows.count,
-                vocab_size,
-                D=dim,
-                BLOCK_N=_GATHERED_ROWS,
-                BLOCK_D=min(64, 1 << (dim - 1).bit_length()),
-                DOUBLE=wide == torch.float64,
-                num_warps=4,
-            )
-    return vectors, (errors.sum() / max(latents.numel(), 1)).to(wide)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +82,9 @@ class _Candidates:
 
 
 def _screened(
-    rows: _Rows, shape: torch.Size, prepared: ScreeningCodebook, tiles: Any, wanted_programs: int
+    rows: Rows, shape: torch.Size, prepared: ScreeningCodebook, tiles: Any, wanted_programs: int
 ) -> _Candidates:
-    kernels = _module("nearest_code")
+    kernels = kernel_module("nearest_code")
     (vocab_size, dim), count, device = shape, rows.count, rows.latents.device
     block_d = tiles.width_of(dim)
     width = -(-dim // block_d) * block_d
@@ -210,7 +147,7 @@ def _screened(
 
 
 def _decide(
-    rows: _Rows,
+    rows: Rows,
     columns: Tensor,
     half_norms: Tensor,
     candidates: _Candidates,
@@ -218,7 +155,7 @@ def _decide(
     tiles: Any,
     programs: int,
 ) -> None:
-    kernels, emulated = _module("nearest_code"), _module("arithmetic").INTERPRETED
+    kernels, emulated = kernel_module("nearest_code"), kernel_module("arithmetic").INTERPRETED
     dim, vocab_size = columns.shape
     pending = torch.empty(rows.count, dtype=torch.int32, device=codes.device)
     pending_count = torch.zeros(1, dtype=torch.int32, device=codes.device)
@@ -262,7 +199,8 @@ def _decide(
 
 
 @cache
-def _module(name: str) -> Any:
+def kernel_module(name: str) -> Any:
+    """Return a module of kernels/triton, imported on first use."""
     return import_module(f"vqtok.kernels.triton.{name}")
 
 
@@ -273,11 +211,11 @@ def _device(device: torch.device) -> tuple[str, int]:
         return "interpreter", 2
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
-    return _module("tiles").family_of(capability, torch.version.hip is not None), properties.multi_processor_count
+    return kernel_module("tiles").family_of(capability, torch.version.hip is not None), properties.multi_processor_count
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class Rows:
     """Latents [..., D] as rows for a kernel.
 
     Attributes:
@@ -291,14 +229,13 @@ class _Rows:
     count: int
 
 
-def _rows(latents: Tensor) -> _Rows:
-    """Return latents as rows; axes in one stride are merged, and only what has more than three left is copied."""
-    described = rows_of(latents)
-    if described.rank > _AXES:
+def rows_of(latents: Tensor) -> Rows:
+    """Return latents [..., D] as rows; only what has more than three axes in no common stride is copied."""
+    sizes, strides = merged_axes(latents)
+    if len(sizes) > _AXES:
         latents = latents.contiguous()
-        described = rows_of(latents)
-    missing = _AXES - described.rank
-    sizes = [1] * missing + described.sizes[: described.rank]
-    strides = [0] * missing + described.strides[: described.rank]
+        sizes, strides = merged_axes(latents)
+    missing = _AXES - len(sizes)
+    sizes, strides = [1] * missing + sizes, [0] * missing + strides
     walk = (sizes[1], sizes[2], strides[0], strides[1], strides[2], latents.stride(-1))
-    return _Rows(latents, walk, described.rows)
+    return Rows(latents, walk, latents.shape[:-1].numel())
