@@ -7,10 +7,18 @@ import torch
 from vqtok.ops.checks import FLOATS
 from vqtok.ops.registry import Backend, Op
 
+_GPU = frozenset({"cuda"})  # what torch calls AMD's too
+
+
+def _triton(function: str) -> Backend:
+    return Backend("triton", f"vqtok.ops.{function}", _GPU, probe="vqtok.ops.triton:reason_against")
+
+
 NEAREST_CODE = Op(
     "nearest_code",
     (
         Backend("cpu", "vqtok.ops.native:nearest_code", frozenset({"cpu"}), probe="vqtok.ops.native:reason_against"),
+        _triton("triton:nearest_code"),
         Backend("screened", "vqtok.ops.screened:nearest_code"),
         Backend("reference", "vqtok.ops.reference:nearest_code"),
     ),
@@ -19,10 +27,14 @@ NEAREST_CODE = Op(
 
 _TO_FLOAT32 = FLOATS - {torch.float64}  # differences and sums of float64 rows would be others
 _FLOAT32 = frozenset({torch.float32})
+_TRITON = frozenset({"code_statistics", "straight_through"})
 
 
 def _training_op(name: str, module: str = "reference", latents: frozenset[torch.dtype] = _TO_FLOAT32) -> Op:
-    """Return an op of csrc/cpu, which reads latents of at most float32 and codebooks of float32, and of torch."""
+    """Return an op of csrc/cpu, which reads latents of at most float32 and codebooks of float32, and of torch.
+
+    Those named in `_TRITON` have a kernel for GPUs too.
+    """
     native = Backend(
         "cpu",
         f"vqtok.ops.native_training:{name}",
@@ -31,7 +43,8 @@ def _training_op(name: str, module: str = "reference", latents: frozenset[torch.
         codebook_dtypes=_FLOAT32,
         probe="vqtok.ops.native:reason_against",
     )
-    return Op(name, (native, Backend("reference", f"vqtok.ops.{module}:{name}")))
+    gpu = (_triton(f"triton_training:{name}"),) if name in _TRITON else ()
+    return Op(name, (native, *gpu, Backend("reference", f"vqtok.ops.{module}:{name}")))
 
 
 CODE_STATISTICS = _training_op("code_statistics")
