@@ -86,7 +86,7 @@ void over_blocks(int64_t N, int64_t D, int threads, const Body& body) {
 }
 
 inline int threads_for(const VqtokRows& rows, int32_t limit) {
-    // A row's element costs about as much as eight multiply-adds.
+    // Reading, widening and writing an element costs about as much as this many multiply-adds of the lookup.
     return useful_threads(8.0 * static_cast<double>(rows.N) * static_cast<double>(rows.D), block_count(rows.N, rows.D), limit);
 }
 

@@ -106,7 +106,7 @@ inline bool reads_columns(const VqtokRows& rows, int64_t K) {
 template <class Term, class Finish>
 void sum_by_code(const VqtokRows& rows, const int64_t* codes, int64_t K, int64_t* counts, int32_t limit,
                  const Term& term, const Finish& finish) {
-    const double work = 4.0 * static_cast<double>(rows.N + K) * static_cast<double>(rows.D);
+    const double work = 8.0 * static_cast<double>(rows.N + K) * static_cast<double>(rows.D);
     const bool columns = reads_columns(rows, K);
     const int threads = useful_threads(work, columns ? rows.D : K, limit);
     with_type(rows.type, [&](auto type) {

@@ -37,26 +37,26 @@ struct BFloat16 {
     }
 };
 
+// All cases are computed and one is taken: branches would keep the compiler from making vectors of it.
 struct Float16 {
     using Stored = uint16_t;
+    static constexpr uint32_t kRebias = (127 - 15) << 23;
     static float load(uint16_t x) {
-        constexpr uint32_t rebias = (127 - 15) << 23, infinite = 0x1f << 23;
-        const uint32_t sign = static_cast<uint32_t>(x & 0x8000) << 16, magnitude = static_cast<uint32_t>(x & 0x7fff) << 13;
-        const uint32_t exponent = magnitude & infinite;
-        if (exponent == infinite) return float_of(sign | (magnitude + 2 * rebias));
-        if (exponent != 0) return float_of(sign | (magnitude + rebias));
-        // Denormal: as the mantissa above 2^-14, which is then taken off.
-        return float_of(sign | bits_of(float_of(magnitude + rebias + (1 << 23)) - 0x1p-14f));
+        constexpr uint32_t infinite = 0x1f << 23;
+        const uint32_t half = x, magnitude = (half & 0x7fff) << 13, exponent = magnitude & infinite;
+        // A denormal is the mantissa above 2^-14, which is then taken off.
+        const uint32_t small = bits_of(float_of(magnitude + kRebias + (1 << 23)) - 0x1p-14f);
+        const uint32_t large = magnitude + kRebias + (exponent == infinite ? kRebias : 0);
+        return float_of((half & 0x8000) << 16 | (exponent == 0 ? small : large));
     }
     static uint16_t store(float x) {
         const uint32_t bits = bits_of(x), magnitude = bits & 0x7fffffff;
-        const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
-        if (magnitude > 0x7f800000) return sign | 0x7e00;
-        if (magnitude >= bits_of(65520.0f)) return sign | 0x7c00;
-        // Denormal: an addition rounds where the last bit of the half will be, to nearest and ties to even.
-        if (magnitude < bits_of(0x1p-14f)) return static_cast<uint16_t>(sign | (bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f)));
-        constexpr uint32_t rebias = (127 - 15) << 23;
-        return static_cast<uint16_t>(sign | (magnitude - rebias + 0xfff + (magnitude >> 13 & 1)) >> 13);
+        // A denormal: an addition rounds where the last bit of the half will be, to nearest and ties to even.
+        const uint32_t small = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
+        const uint32_t normal = (magnitude - kRebias + 0xfff + (magnitude >> 13 & 1)) >> 13;
+        const uint32_t finite = magnitude < bits_of(0x1p-14f) ? small : normal;
+        const uint32_t large = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+        return static_cast<uint16_t>((bits >> 16 & 0x8000) | (magnitude < bits_of(65520.0f) ? finite : large));
     }
 };
 

@@ -102,3 +102,29 @@ struct VqtokEma {
     int64_t unit;
 };
 VQTOK_API int64_t vqtok_ema_update(const VqtokEma* step, int32_t threads);
+
+// codes[n] and vectors[n] of finite scalar quantization: digit d is how many of the levels[d] - 1 ascending thresholds
+// of dimension d (one dimension's after the other's) latent n has reached, vectors have (digit - L / 2) / (L / 2), and
+// the first digit of a code is the fastest. Latents of any type.
+VQTOK_API int64_t vqtok_finite_scalar(const VqtokRows* latents, const float* thresholds, const int64_t* levels,
+                                      int64_t* codes, float* vectors, int32_t threads);
+
+// [B, N] rows of D elements of `bytes` bytes each; strides in elements.
+struct VqtokGrid {
+    const void* data;
+    int64_t B;
+    int64_t N;
+    int64_t D;
+    int64_t stride_b;
+    int64_t stride_n;
+    int64_t stride_d;
+    int64_t bytes;
+};
+
+// Rows whose `keep` [B, N] is true, one after the other, and how many each of the B has.
+VQTOK_API int64_t vqtok_compact(const VqtokGrid* values, const bool* keep, void* compacted, int64_t* lengths,
+                                int32_t threads);
+
+// The other way: rows [B, N] of `row` bytes, in order where `mask` is true and `fill` (one row) elsewhere.
+VQTOK_API int64_t vqtok_spread(const void* values, const bool* mask, const void* fill, int64_t B, int64_t N,
+                               int64_t row, void* rows, int32_t threads);

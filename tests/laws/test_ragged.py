@@ -4,7 +4,18 @@ import pytest
 import torch
 
 from vqtok.errors import ConfigError
-from vqtok.ops import compact, pad
+from vqtok.ops import compact, pad, use_backend
+from vqtok.ops.table import COMPACT
+
+
+@pytest.fixture(params=[backend.name for backend in COMPACT.backends], autouse=True)
+def _backend(request):
+    row = next(b for b in COMPACT.backends if b.name == request.param)
+    if reason := row.reason_against(torch.zeros(1, 1)):
+        pytest.skip(f"{row.name} {reason}")
+    with use_backend(request.param):
+        yield
+
 
 KEEP = {
     "some": torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 1]]).bool(),
@@ -37,11 +48,30 @@ def test_they_undo_each_other_on_what_is_kept(keep, shape, dtype):
         assert (row[length:] == torch.ones((), dtype=dtype)).all()
 
 
-def test_strided_values_are_read_in_the_order_of_their_rows():
-    values = torch.arange(24.0).reshape(3, 4, 2).permute(1, 2, 0)
-    keep = torch.tensor([[1, 0], [1, 1], [0, 0], [0, 1]]).bool()
+@pytest.mark.parametrize("dtype", [torch.int8, torch.half, torch.float32, torch.float64, torch.complex128], ids=str)
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (1, 2, 0, 3), (3, 2, 1, 0), (2, 0, 3, 1)], ids=str)
+def test_strided_values_are_read_in_the_order_of_their_rows(dtype, order):
+    values = torch.arange(120).reshape(2, 3, 4, 5).to(dtype).permute(order)
+    keep = torch.rand(values.shape[:2]) > 0.4
     kept, _ = compact(values, keep)
     assert torch.equal(kept, values.contiguous()[keep])
+    assert torch.equal(compact(values[..., ::2], keep)[0], values[..., ::2].contiguous()[keep])
+
+
+def test_nothing_depends_on_the_threads():
+    values, keep = torch.randn(50, 200, 300), torch.rand(50, 200) > 0.5
+    expected = values[keep]
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            kept, lengths = compact(values, keep)
+            assert torch.equal(kept, expected)
+            assert torch.equal(
+                torch.cat([r[:n] for r, n in zip(pad(kept, lengths)[0], lengths, strict=True)]), expected
+            )
+    finally:
+        torch.set_num_threads(before)
 
 
 @every_mask
@@ -105,3 +135,8 @@ def test_masks_that_do_not_fit_are_refused(values, keep):
 def test_lengths_that_do_not_fit_are_refused(values, lengths, message):
     with pytest.raises(ConfigError, match=message):
         pad(values, lengths)
+
+
+def test_a_mask_of_other_places_than_values_is_refused():
+    with pytest.raises(ConfigError, match="a mask with 3 places, one a value, got 4"):
+        torch.ops.vqtok.spread.default(torch.zeros(3), torch.ones(2, 2, dtype=torch.bool), 0)

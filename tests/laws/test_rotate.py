@@ -107,8 +107,9 @@ def test_where_no_rotation_is_defined_gradients_pass_straight_through(backend, l
     assert torch.equal(gradient_of(rotate, *inputs, gradient), gradient)
 
 
-def test_nearly_opposite_directions_still_turn(backend):
-    latents, codebook = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[-1.0, 1e-4, 0.0]])
+@pytest.mark.parametrize("angle", [1e-4, 2e-6])
+def test_nearly_opposite_directions_still_turn(backend, angle):
+    latents, codebook = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[-1.0, angle, 0.0]])
     gradient = torch.tensor([[0.3, -0.7, 2.0]])
     came = gradient_of(rotate, latents, codebook, torch.tensor([0]), gradient)
     expected = (matrices(latents, codebook).mT @ gradient.double()[..., None])[..., 0]

@@ -42,6 +42,7 @@ EXACT = {
     "codebook_backward",
     "half_squared_norms",
     "normalize_codebook",
+    "finite_scalar",
     "update_averages",
 }
 INPUTS = {
@@ -55,6 +56,7 @@ INPUTS = {
     "normalize_codebook": lambda g, z, e, k, w: (e,),
     "normalize_latents": lambda g, z, e, k, w: (z,),
     "normalize_latents_backward": lambda g, z, e, k, w: (g, z),
+    "finite_scalar": lambda g, z, e, k, w: (z[..., :7], [3 + 9 * d for d in range(min(z.shape[-1], 7))]),
     "update_averages": lambda g, z, e, k, w: (e[:, 0].abs(), e, e + 1, e[:, 0].round().abs(), e - 2, 0.9, 1e-5, True),
 }
 

@@ -36,7 +36,7 @@ def update_averages(
     """Return averages after one more batch; what was handed in stays as it is.
 
     Args:
-        averages: so far.
+        averages: so far; other floats are taken as float32.
         counts: float32 [K], latents of the batch with each code (of `code_statistics`, summed over all ranks).
         sums: float32 [K, D], their sums.
         decay: gamma of equations 6 and 7.
@@ -66,7 +66,7 @@ def update_averages(
             "expected sizes and counts [K], sums and codebook [K, D], got sizes, sums, codebook, counts, sums of "
             + ", ".join(str(list(x.shape)) for x in (*old, counts, sums))
         )
-    tensors = (x.detach() for x in (*old, counts, sums))
+    tensors = (x.detach().float() for x in (*old, counts, sums))
     return Averages(*torch.ops.vqtok.update_averages.default(*tensors, decay, epsilon, unit))
 
 

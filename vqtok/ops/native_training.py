@@ -1,13 +1,16 @@
-"""What training computes with the C++ library: passages both ways, sums by code, norms of a codebook."""
+"""What training computes with the C++ library: passages both ways, sums by code, norms, averages, scalar levels."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from vqtok.errors import NonFiniteLatents
+from vqtok.ops.levels import level_thresholds
 from vqtok.ops.native import check, library, rows_of
 
 
@@ -111,6 +114,29 @@ def normalize_codebook(codebook: Tensor) -> Tensor:
     return unit_rows
 
 
+def finite_scalar(latents: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return codes int64 [...] and vectors float32 [..., D]; see `reference.finite_scalar`.
+
+    Raises:
+        NonFiniteLatents: a row holds NaN or infinity.
+    """
+    ends = [end for count in levels for end in level_thresholds(count)]
+    codes = torch.empty(latents.shape[:-1], dtype=torch.int64, device="cpu")
+    vectors = torch.empty(latents.shape, dtype=torch.float32, device="cpu")
+    outcome = _functions().vqtok_finite_scalar(
+        ctypes.byref(rows_of(latents)),
+        (ctypes.c_float * len(ends))(*ends),
+        (ctypes.c_int64 * len(levels))(*levels),
+        codes.data_ptr(),
+        vectors.data_ptr(),
+        torch.get_num_threads(),
+    )
+    if outcome >= 0:
+        raise NonFiniteLatents(outcome)
+    check(outcome)
+    return codes, vectors
+
+
 def normalize_latents(latents: Tensor) -> Tensor:
     """Return latents over their length, float32 [..., D]; see `reference.normalize_latents`."""
     unit = torch.empty(latents.shape, dtype=torch.float32, device="cpu")
@@ -200,6 +226,7 @@ def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
         ("vqtok_unit_latents", (pointer, pointer, small)),
         ("vqtok_unit_latents_backward", (pointer, pointer, pointer, small)),
         ("vqtok_ema_update", (pointer, small)),
+        ("vqtok_finite_scalar", (pointer, pointer, pointer, pointer, pointer, small)),
     ):
         function = getattr(library, name)
         function.argtypes, function.restype = arguments, size

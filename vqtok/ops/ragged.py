@@ -137,6 +137,8 @@ def _fake_pad(values: Tensor, lengths: Tensor, fill: float) -> tuple[Tensor, Ten
 
 
 def _compute_spread(values: Tensor, mask: Tensor, fill: float) -> Tensor:
+    if mask.device.type == "cpu" and (places := int(mask.sum())) != len(values):
+        raise ConfigError(f"expected a mask with {len(values)} places, one a value, got {places}")
     return SPREAD.choose(values)(values, mask, fill)
 
 

@@ -81,7 +81,7 @@ UPDATE_AVERAGES = _training_op("update_averages", latents=_FLOAT32)
 """Called with sizes, sums, codebook, counts, sums, decay, epsilon and whether rows are of unit length; returns the
 new sizes, sums and codebook."""
 
-FINITE_SCALAR = Op("finite_scalar", (Backend("reference", "vqtok.ops.reference:finite_scalar"),))
+FINITE_SCALAR = _training_op("finite_scalar")
 """Called with latents [..., D] and D numbers of levels; returns codes int64 [...] and vectors float32 [..., D]."""
 
 FINITE_SCALAR_BACKWARD = Op(
@@ -89,15 +89,26 @@ FINITE_SCALAR_BACKWARD = Op(
 )
 """Called with the vectors' gradient [..., D], latents and levels; returns [..., D]."""
 
-_ANY = frozenset[torch.dtype]()
 
-COMPACT = Op("compact", (Backend("reference", "vqtok.ops.reference:compact", dtypes=_ANY),))
+def _ragged_op(name: str) -> Op:
+    """Return an op that moves values of any dtype about."""
+    native = Backend(
+        "cpu",
+        f"vqtok.ops.native_ragged:{name}",
+        frozenset({"cpu"}),
+        dtypes=frozenset(),
+        probe="vqtok.ops.native:reason_against",
+    )
+    return Op(name, (native, Backend("reference", f"vqtok.ops.reference:{name}", dtypes=frozenset())))
+
+
+COMPACT = _ragged_op("compact")
 """Called with values [B, N, ...] and keep bool [B, N]; returns [T, ...] and lengths int64 [B]."""
 
-PAD = Op("pad", (Backend("reference", "vqtok.ops.reference:pad", dtypes=_ANY),))
+PAD = _ragged_op("pad")
 """Called with values [T, ...], lengths int64 [B] and a fill; returns [B, N, ...] and bool [B, N]."""
 
-SPREAD = Op("spread", (Backend("reference", "vqtok.ops.reference:spread", dtypes=_ANY),))
+SPREAD = _ragged_op("spread")
 """Called with values [T, ...], mask bool [B, N] and a fill; returns [B, N, ...]: the gradient of compact."""
 
 OPS = {
