@@ -7,7 +7,7 @@ import triton.language as tl
 
 # Kernels are Python in syntax alone, and tl.constexpr, tl.range and tl.max are not typed as what they become in them.
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportAssignmentType=false
+# pyright: reportReturnType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 
 
 @triton.jit
@@ -49,6 +49,15 @@ def row_offsets(
     outer, i2 = rows // size2, rows % size2
     i0, i1 = outer // size1, outer % size1
     return i0.to(tl.int64) * stride0 + i1.to(tl.int64) * stride1 + i2.to(tl.int64) * stride2
+
+
+@triton.jit
+def loaded_rows(
+    values: tl.tensor, offsets: tl.tensor, stride_d: tl.tensor, d: tl.tensor, exist: tl.tensor, D: tl.constexpr
+) -> tl.tensor:
+    """Return [rows, d] of rows that begin at their offsets; zeros outside."""
+    pointers = values + offsets[:, None] + d[None, :].to(tl.int64) * stride_d
+    return tl.load(pointers, mask=exist[:, None] & (d < D)[None, :], other=0.0)
 
 
 INTERPRETED = not isinstance(row_offsets, triton.JITFunction)

@@ -19,20 +19,11 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .arithmetic import fused_multiply_add, power_of_two, row_offsets
+from .arithmetic import fused_multiply_add, loaded_rows, power_of_two, row_offsets
 
 # Kernels are Python in syntax alone, and tl.constexpr, tl.range and tl.max are not typed as what they become in them.
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportAssignmentType=false
-
-
-@triton.jit
-def _loaded(
-    latents: tl.tensor, offsets: tl.tensor, stride_d: tl.tensor, d: tl.tensor, rows_exist: tl.tensor, D: tl.constexpr
-) -> tl.tensor:
-    """Return float32 [rows, d]; zeros outside. Latents of any floating dtype are rounded once, here."""
-    pointers = latents + offsets[:, None] + d[None, :].to(tl.int64) * stride_d
-    return tl.load(pointers, mask=rows_exist[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+# pyright: reportReturnType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
 
 
 @triton.jit
@@ -157,7 +148,7 @@ def measure(
     largest = tl.zeros([BLOCK_N], tl.float32)
     for start in range(0, WIDTH, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        row = _loaded(latents, offsets, stride_d, d, exist, D)
+        row = loaded_rows(latents, offsets, stride_d, d, exist, D).to(tl.float32)
         moved = row - tl.load(centre + d, mask=d < D, other=0.0)[None, :]
         largest = tl.maximum(largest, tl.max(tl.abs(moved), axis=1))
     # It brings the row's largest element to 2^5..2^6, in the middle of what float16 holds.
@@ -171,7 +162,7 @@ def measure(
     place = operands + (rows - first).to(tl.int64)[:, None] * WIDTH
     for start in range(0, WIDTH, BLOCK_D):
         d = start + tl.arange(0, BLOCK_D)
-        row = _loaded(latents, offsets, stride_d, d, exist, D)
+        row = loaded_rows(latents, offsets, stride_d, d, exist, D).to(tl.float32)
         scaled = (row - tl.load(centre + d, mask=d < D, other=0.0)[None, :]) * scale[:, None]
         operand = scaled.to(tl.float16)
         residual = scaled - operand.to(tl.float32)

@@ -47,7 +47,7 @@ POINTERS = {
     "codebook": "*fp32",
     "errors": "*fp64",
 }
-STRIDES = ("stride0", "stride1", "stride2", "stride_d")
+STRIDES = tuple(g + name for g in ("", "g_") for name in ("stride0", "stride1", "stride2", "stride_d"))
 REGISTERS = 255
 SHARED_KIB = {"sm_80": 163, "sm_86": 99, "sm_90": 227, "sm_100": 227}
 
@@ -78,7 +78,7 @@ def source(function, constants, **types):
     """As a launch compiles it: pointers at multiples of 16 bytes, rows one after the other, sizes of no known value."""
     signature, values, hints = {}, {}, {}
     for i, name in enumerate(function.arg_names):
-        if name in constants or name == "stride_d":
+        if name in constants or name.endswith("stride_d"):
             signature[name], values[i,] = "constexpr", constants.get(name, 1)
             continue
         signature[name] = types.get(name) or POINTERS.get(name) or ("i64" if name in STRIDES else "i32")
@@ -89,7 +89,7 @@ def source(function, constants, **types):
 
 def compiled(architecture, function, constants, warps, tmp_path, **types):
     target = GPUTarget("cuda", architecture, 32)
-    options = {"num_warps": warps, "enable_fp_fusion": True}
+    options = {"num_warps": warps, "enable_fp_fusion": function.fn.__name__ != "pass_back"}
     made = triton.compile(source(function, constants, **types), target=target, options=options)
     file = tmp_path / "kernel.cubin"
     file.write_bytes(made.asm["cubin"])
@@ -166,17 +166,25 @@ def _has(lines, pattern):
     return any(re.search(pattern, line) for line in lines)
 
 
+PASSED_BACK = {"vectors": "*fp32", "gradient": "*fp32", "weight": "*fp32", "of_latents": "*fp32"}
 OTHERS = [
+    # module, kernel, constants, registers, types
     ("nearest_code", "measure", {"D": 64, "WIDTH": 64, "BLOCK_N": 32, "BLOCK_D": 64}, 64, {}),
     ("nearest_code", "decide", {"D": 64, "GROUP": 32, "BLOCK_N": 16, "EMULATED": False}, 80, {}),
     ("nearest_code", "search", {"D": 64, "BLOCK_N": 8, "BLOCK_K": 512, "EMULATED": False}, 144, {}),
-    ("code_statistics", "sum_rows", {"D": 64, "BLOCK_D": 64}, 48, {}),
+    ("code_statistics", "sum_rows", {"D": 64, "BLOCK_D": 64, "DIFFERENCES": True, "DOUBLE": False}, 56, {}),
+    ("straight_through", "gather", {"D": 64, "BLOCK_N": 32, "BLOCK_D": 64, "DOUBLE": False}, 64, PASSED_BACK),
+    ("straight_through", "pass_back", {"D": 64, "BLOCK_N": 32, "BLOCK_D": 64, "DOUBLE": False}, 64, PASSED_BACK),
+    ("rotate", "rotate_back", {"D": 64, "BLOCK_N": 32, "BLOCK_D": 32, "SHORTEST": 1e-6}, 128, PASSED_BACK),
+    ("norms", "codebook_norms", {"D": 64, "BLOCK_K": 64, "UNIT": True}, 64, {"out": "*fp32"}),
+    ("norms", "unit_rows", {"D": 64, "BLOCK_N": 32, "BLOCK_D": 64, "LEAST": 1e-12}, 96, {"unit": "*fp32"}),
+    ("norms", "unit_rows_back", {"D": 64, "BLOCK_N": 32, "BLOCK_D": 32, "LEAST": 1e-12}, 96, PASSED_BACK),
     (
-        "straight_through",
-        "gather",
-        {"D": 64, "BLOCK_N": 32, "BLOCK_D": 64, "DOUBLE": False},
-        56,
-        {"vectors": "*fp32"},
+        "finite_scalar",
+        "round_to_levels",
+        {"D": 4, "BLOCK_N": 64, "BLOCK_L": 8},
+        64,
+        {"thresholds": "*fp32", "levels": "*i32", "vectors": "*fp32"},
     ),
 ]
 
@@ -191,6 +199,8 @@ def test_the_other_kernels_stay_in_registers(module, name, constants, registers,
         made = compiled(architecture, function, constants, 4, tmp_path, latents=latents, **types)
         assert made.count(r"\b(LDL|STL)\b") == 0, "spills"
         assert made.registers <= registers
+        if name == "pass_back":
+            assert made.count(r"\bFFMA") == 0, "three roundings"
         if name in ("decide", "search"):
             assert made.count(r"\bFMUL\b") == 0, "the score is fused multiply-adds alone"
             assert made.count(r"\bFFMA2?\b") > 0
@@ -223,7 +233,7 @@ def test_amd_gpus_multiply_on_matrix_cores():
     assert made.metadata.shared <= 64 * 1024
 
 
-SIZES = {"N", "K", "first", "end", "tiles", "tiles_a_split", "splits", "size1", "size2"}
+SIZES = {"N", "K", "first", "end", "tiles", "tiles_a_split", "splits", "size1", "size2", "g_size1", "g_size2"}
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,20 @@ NEAREST_CODE = Op(
 
 _TO_FLOAT32 = FLOATS - {torch.float64}  # differences and sums of float64 rows would be others
 _FLOAT32 = frozenset({torch.float32})
-_TRITON = frozenset({"code_statistics", "straight_through"})
+_TRITON = frozenset(
+    {
+        "code_statistics",
+        "straight_through",
+        "straight_through_backward",
+        "rotate_backward",
+        "codebook_backward",
+        "half_squared_norms",
+        "normalize_codebook",
+        "normalize_latents",
+        "normalize_latents_backward",
+        "finite_scalar",
+    }
+)
 
 
 def _training_op(name: str, module: str = "reference", latents: frozenset[torch.dtype] = _TO_FLOAT32) -> Op:
