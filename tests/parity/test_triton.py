@@ -341,6 +341,7 @@ def measured(latents, codebook, half_norms, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "screen", Spy())
         patch.setattr(lookup, "_screened", lambda *args: seen.setdefault("candidates", screened(*args)))
+        patch.setattr(lookup, "_decide", lambda *args: None)
         looked_up(latents, codebook, half_norms)
     tile = lookup.kernel_module("tiles").tiles_for(*("interpreter",) if INTERPRETED else (), latents.shape[1]).block_k
     count = codebook.shape[0]
