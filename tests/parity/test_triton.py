@@ -380,6 +380,64 @@ def test_the_slack_bounds_what_a_product_can_err(kind, dim, monkeypatch):
 
 
 @runs
+@pytest.mark.certificate
+@pytest.mark.parametrize("term", range(6))
+@pytest.mark.parametrize("dim", [5, 64])
+def test_the_slack_counts_every_error(term, dim):
+    """With one bound of the codebook and all others zero, the slack is at least twice what that bound can do."""
+    latents, count = gauss(9, dim), 9
+    bounds = torch.zeros(6)
+    bounds[term] = 1e4
+    exponents = torch.tensor([3, 2, -1000, 1000], dtype=torch.int32)
+    operands = torch.empty(count, max(16, dim), dtype=torch.float16, device=DEVICE)
+    scales = torch.empty(count, dtype=torch.int32, device=DEVICE)
+    slack = torch.empty(count, device=DEVICE)
+    rows = lookup.rows_of(latents.to(DEVICE))
+    constants = {"D": dim, "WIDTH": max(16, dim), "BLOCK_N": 32, "BLOCK_D": 16}
+    given = (torch.zeros(dim), exponents, bounds)
+    lookup.kernel_module("nearest_code").measure[(1,)](
+        rows.latents, *rows.walk, *(x.to(DEVICE) for x in given), operands, scales, slack, 0, count, **constants
+    )
+    scale = 2.0 ** scales.cpu().double()
+    exact = latents.double() * scale[:, None]
+    assert (exact.abs().amax(dim=1) >= 32).all()
+    assert (exact.abs().amax(dim=1) < 64).all()
+    length, residual = exact.norm(dim=1), (exact - operands[:, :dim].cpu().double()).norm(dim=1)
+    assert (residual > 0).all()
+    weight, chain, product = scale * 2.0 ** (3 - 2), dim * 2.0**-24, (dim / 4 + 4) * 2.0**-22
+    least = [residual + product * length, length, chain * length, chain * scale, weight, product * weight][term] * 1e4
+    assert (slack.cpu() >= 2 * least).all()
+    assert (slack.cpu() <= 20 * least + 1).all()  # and not much more, or nothing would be certified
+
+
+@pytest.mark.certificate
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("overflowing", "huge")])
+def test_the_bounds_of_a_codebook_are_its_errors(kind):
+    codebook, half = starts(KINDS[kind](1, 50, 7)[1], "l2")
+    made = screening.screening_codebook(codebook, half, 64, 16)
+    exponent, of_bias = (int(x) for x in made.exponents[:2])
+    order = torch.arange(64).view(4, 8, 2).transpose(0, 1).reshape(-1)
+    rows = torch.empty(64, 16, dtype=torch.float64)
+    rows[order] = made.vectors.double()
+    assert torch.equal(rows[50:], rows[49:50].expand(14, 16))
+    vectors, biases = rows[:50, :7], rows[:50, 7:9].sum(dim=1)
+    moved = (codebook.double() - codebook.double().mean(dim=0).float().double()) * 2.0**exponent
+    bias = ((moved * made.centre.double()).sum(dim=1) * 2.0**-exponent - half.double()) * 2.0**of_bias
+    errors = [
+        vectors.norm(dim=1).amax(),
+        (moved - vectors).norm(dim=1).amax(),
+        codebook.double().norm(dim=1).amax() * 2.0**exponent,
+        half.double().amax() * 2.0**exponent,
+        (bias - bias.amax() - biases).abs().amax(),
+        rows[:50, 7:9].abs().sum(dim=1).amax(),
+    ]
+    for bound, error in zip(made.bounds.double(), errors, strict=True):
+        assert error <= bound
+    assert moved.abs().amax() < 64
+    assert made.vectors.isfinite().all()
+
+
+@runs
 @pytest.mark.training
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
