@@ -95,9 +95,10 @@ def starts(codebook, metric):
     return codebook, half if metric == "l2" else torch.zeros_like(half)
 
 
-def poisoned(tensor):
+def poisoned(tensor, far=None):
     """The tensor with not-a-numbers, or with numbers that lead far away, in front of it and behind it."""
-    far = float("nan") if tensor.dtype.is_floating_point else 1 << 30
+    if far is None:
+        far = float("nan") if tensor.dtype.is_floating_point else 1 << 30
     margin = 256
     whole = tensor.new_full((tensor.numel() + 2 * margin,), far)
     inside = whole[margin : margin + tensor.numel()].view(tensor.shape)
@@ -137,7 +138,7 @@ def guarded(monkeypatch):
 def looked_up(latents, codebook, half_norms):
     latents, codebook, half_norms = (x.to(DEVICE) for x in (latents, codebook, half_norms))
     if INTERPRETED:
-        codebook, half_norms = poisoned(codebook), poisoned(half_norms)
+        codebook, half_norms = poisoned(codebook), poisoned(half_norms, far=-3e38)  # codes beyond the last would win
         latents = poisoned(latents) if latents.is_contiguous() else latents
     return lookup.nearest_code(latents, codebook, half_norms).cpu()
 
@@ -432,7 +433,9 @@ def test_the_bounds_of_a_codebook_are_its_errors(kind):
         rows[:50, 7:9].abs().sum(dim=1).amax(),
     ]
     for bound, error in zip(made.bounds.double(), errors, strict=True):
-        assert error <= bound
+        assert error <= bound <= 1.001 * error + 2.0**-10
+    assert errors[1] <= 2.0**-11 * errors[0] + 2.0**-20
+    assert errors[4] <= 2.0**-21 * errors[5]
     assert moved.abs().amax() < 64
     assert made.vectors.isfinite().all()
 
