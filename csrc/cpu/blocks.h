@@ -18,18 +18,6 @@ inline int64_t block_rows(int64_t D) { return std::clamp<int64_t>(4096 / std::ma
 
 inline int64_t block_count(int64_t N, int64_t D) { return (N + block_rows(D) - 1) / block_rows(D); }
 
-// Calls body(row, count, offset, stride) for stretches of rows that lie in one stride, in order.
-template <class Body>
-void for_each_run(const VqtokRows& rows, int64_t first, int64_t count, const Body& body) {
-    const int64_t inner = rows.rank > 0 ? rows.sizes[rows.rank - 1] : 1;
-    const int64_t stride = rows.rank > 0 ? rows.strides[rows.rank - 1] : 0;
-    for (int64_t n = first, end = first + count; n < end;) {
-        const int64_t length = std::min(end - n, inner - n % inner);
-        body(n, length, row_offset(rows, n), stride);
-        n += length;
-    }
-}
-
 // One worker's view of rows as dense blocks; copies only what does not lie so already.
 class BlockReader {
   public:
@@ -38,8 +26,8 @@ class BlockReader {
 
     // Returns [count][D] from row `first`, valid until the next call.
     const float* read(int64_t first, int64_t count) const {
-        if (in_place_) return rows_.data + first * rows_.D;
-        with_type(rows_.type, [&](auto type) { copy<decltype(type)>(first, count); });
+        if (in_place_) return static_cast<const float*>(rows_.data) + first * rows_.D;
+        copy_rows(rows_, first, count, buffer_.get());
         return buffer_.get();
     }
 
@@ -47,21 +35,6 @@ class BlockReader {
     static bool is_dense(const VqtokRows& rows) {
         const bool in_a_row = rows.rank == 0 || (rows.rank == 1 && rows.strides[0] == rows.D);
         return rows.type == kFloat32 && (rows.stride_d == 1 || rows.D == 1) && in_a_row;
-    }
-
-    template <class Type>
-    void copy(int64_t first, int64_t count) const {
-        const auto* data = reinterpret_cast<const typename Type::Stored*>(rows_.data);
-        const int64_t D = rows_.D, stride_d = rows_.stride_d;
-        for_each_run(rows_, first, count, [&](int64_t n, int64_t length, int64_t offset, int64_t stride) {
-            float* out = buffer_.get() + (n - first) * D;
-            if (stride_d == 1)
-                for (int64_t r = 0; r < length; ++r)
-                    for (int64_t d = 0; d < D; ++d) out[r * D + d] = Type::load(data[offset + r * stride + d]);
-            else  // the rows of a BCHW view: neighbours in memory are neighbouring rows
-                for (int64_t d = 0; d < D; ++d)
-                    for (int64_t r = 0; r < length; ++r) out[r * D + d] = Type::load(data[offset + r * stride + d * stride_d]);
-        });
     }
 
     const VqtokRows& rows_;

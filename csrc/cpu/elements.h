@@ -1,4 +1,4 @@
-// Elements of the three types that latents come in, as float and back; software, so that any processor does the same.
+// Elements of the types that latents come in, as float and back; software, so that any processor does the same.
 #pragma once
 
 #include <cmath>
@@ -25,6 +25,12 @@ struct Float32 {
     using Stored = float;
     static float load(float x) { return x; }
     static float store(float x) { return x; }
+};
+
+struct Float64 {
+    using Stored = double;
+    static float load(double x) { return static_cast<float>(x); }
+    static double store(float x) { return x; }
 };
 
 struct BFloat16 {
@@ -60,11 +66,12 @@ struct Float16 {
     }
 };
 
-// Calls body(Float32{}), body(BFloat16{}) or body(Float16{}), as VqtokRows::type has it.
+// Calls body(Float32{}), body(BFloat16{}), ... as VqtokRows::type has it.
 template <class Body>
 auto with_type(int64_t type, const Body& body) {
     if (type == kBFloat16) return body(BFloat16{});
     if (type == kFloat16) return body(Float16{});
+    if (type == kFloat64) return body(Float64{});
     return body(Float32{});
 }
 

@@ -18,17 +18,19 @@ constexpr int32_t kVqtokCpuAbi = 2;
 constexpr int64_t kDone = -1;
 constexpr int64_t kNoMemory = -2;
 constexpr int64_t kNoInstructionSet = -3;
+constexpr int64_t kNotPacked = -4;
 
 // Types of elements.
 constexpr int64_t kFloat32 = 0;
 constexpr int64_t kBFloat16 = 1;
 constexpr int64_t kFloat16 = 2;
+constexpr int64_t kFloat64 = 3;
 
 // N rows of D elements in any strided layout, so that a [B, H, W, D] view of [B, D, H, W] is read where it lies.
 // Sizes and strides (in elements) describe the leading dimensions; their product is N. `data` points to elements of
-// `type`; functions that say nothing of it take float32 alone.
+// `type`; float64 is rounded to float32, and only the lookup takes it.
 struct VqtokRows {
-    const float* data;
+    const void* data;
     const int64_t* sizes;
     const int64_t* strides;
     int64_t rank;
@@ -40,14 +42,25 @@ struct VqtokRows {
 
 VQTOK_API int32_t vqtok_cpu_abi();
 
-// Instruction sets from the plainest up: 0 "scalar", 1 "avx2", 2 "avx512".
+// Instruction sets from the plainest up: 0 "scalar", 1 "avx2", 2 "avx512"; 3 "neon".
 // 1 when both this build and this processor have it.
 VQTOK_API int32_t vqtok_cpu_has(int32_t instruction_set);
 
+// Kinds of screening: 0 none, 1 bfloat16, 2 int8. 1 when both this build and this processor have it.
+VQTOK_API int32_t vqtok_cpu_screens(int32_t kind);
+
+// Packs a codebook [K, D] and its half norms [K] for vqtok_nearest_code, into vqtok_packed_bytes bytes that the caller
+// owns. They hold no pointers: they may be copied and kept.
+VQTOK_API int64_t vqtok_packed_bytes(int64_t K, int64_t D, int32_t kind);
+VQTOK_API int64_t vqtok_pack(const float* codebook, const float* half_norms, int64_t K, int64_t D, int32_t kind,
+                             void* packed, int32_t threads);
+
 // codes[n] = the lowest k with the largest score; the score starts at -half_norms[k] and takes one float32 fused
-// multiply-add over d = 0..D-1. `codebook` is row-major [K, D]. The result does not depend on `threads`.
-VQTOK_API int64_t vqtok_nearest_code(const VqtokRows* latents, const float* codebook, const float* half_norms, int64_t K,
-                                     int64_t* codes, int32_t threads, int32_t instruction_set);
+// multiply-add over d = 0..D-1. The codes depend neither on `threads` nor on how the codebook is screened.
+// statistics: null, or int64 [3]: latents screened, panels of 16 codes scored for them, latents that screening could
+// not decide.
+VQTOK_API int64_t vqtok_nearest_code(const VqtokRows* latents, const void* packed, int64_t* codes, int32_t threads,
+                                     int32_t instruction_set, int64_t* statistics);
 
 // counts[k] = rows with codes[n] == k; sums[k] = their sum, added in float64 in row order and rounded once.
 // Latents of any type. Every code must lie in 0..K-1. The result does not depend on `threads`.
@@ -128,3 +141,7 @@ VQTOK_API int64_t vqtok_compact(const VqtokGrid* values, const bool* keep, void*
 // The other way: rows [B, N] of `row` bytes, in order where `mask` is true and `fill` (one row) elsewhere.
 VQTOK_API int64_t vqtok_spread(const void* values, const bool* mask, const void* fill, int64_t B, int64_t N,
                                int64_t row, void* rows, int32_t threads);
+
+// Operations a second (a multiply-add counts two) of independent float32 multiply-adds on so many threads, measured for
+// so many seconds: what no kernel of this instruction set exceeds. 0 when the instruction set is missing.
+VQTOK_API double vqtok_fma_peak(int32_t threads, double seconds, int32_t instruction_set);

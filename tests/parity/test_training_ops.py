@@ -34,6 +34,7 @@ LAYOUTS = {
     "rows": lambda x: x,
     "columns": lambda x: x.t().contiguous().t(),
     "sliced": lambda x: torch.nn.functional.pad(x, (1, 2))[:, 1:-2],
+    "one column": lambda x: x[:, :1].expand_as(x),
     "crossed grid": lambda x: torch.stack([x, -x]).transpose(0, 1),
 }
 EXACT = {
@@ -105,15 +106,15 @@ def test_halves_are_converted_as_torch_does_all_of_them():
     zero, weight = torch.zeros(1, 1), torch.tensor(0.0)
     for dtype in (torch.float16, torch.bfloat16):
         halves = every.view(dtype)
-        finite = halves[halves.isfinite()][:, None]
-        codes = torch.arange(len(finite))
-        assert torch.equal(native_training.code_statistics(finite, codes, len(codes))[1], finite.float())
+        codes = torch.arange(len(halves))
+        sums = native_training.code_statistics(halves[:, None], codes, len(codes))[1][:, 0]
+        assert torch.equal(sums.nan_to_num(7.5, 3e38, -3e38), halves.float().nan_to_num(7.5, 3e38, -3e38))
         # Every half, what lies between two of them, and the neighbours of both.
         floats = halves.float().sort().values
         between = (floats[1:].double() + floats[:-1].double()).div(2).float()
-        some = torch.cat(
-            [floats, between, torch.tensor([65519.9, 65520.0, 65535.0, 1e9, 3.4e38, 1e-8, 2.0**-25, 1e-45])]
-        )
+        ends = torch.tensor([65519.9, 65520.0, 65535.0, 1e9, 3.4e38, 1e-8, 2.0**-25, 1e-45])
+        nans = torch.tensor([0x7F800001, 0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+        some = torch.cat([floats, between, ends, nans])
         some = torch.cat([some, *(torch.nextafter(some, some.new_tensor(x)) for x in (torch.inf, -torch.inf)), -some])
         latents, codes = torch.zeros(len(some), 1, dtype=dtype), torch.zeros(len(some), dtype=torch.int64)
         out = native_training.straight_through_backward(some[:, None], latents, zero, codes, weight)
@@ -123,9 +124,7 @@ def test_halves_are_converted_as_torch_does_all_of_them():
         assert (same | expected.isnan()).all()
 
 
-@pytest.mark.parametrize(
-    "op", ["rotate_backward", "normalize_latents", "normalize_latents_backward", "update_averages"]
-)
+@pytest.mark.parametrize("op", sorted(INPUTS))
 def test_no_bit_depends_on_the_threads(op):
     inputs = INPUTS[op](*tensors((20_000, 9000, 60), torch.float32))
     before, results = torch.get_num_threads(), []
@@ -163,6 +162,28 @@ def test_a_codebook_that_the_library_does_not_read_goes_to_the_reference_and_exp
     with use_backend("cpu"), pytest.raises(BackendUnavailable, match="takes codebooks of float32, this is float16"):
         rotate(latents, codebook, torch.zeros(4, dtype=torch.int64))
     assert "cpu        cannot run: takes bfloat16, float16, float32" in explain("code_statistics", latents.double())
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_explain_names_the_backend_that_is_taken(op):
+    table = explain(op, torch.zeros(4, 3), torch.zeros(5, 3))
+    taken = "reference  taken" if op == "finite_scalar_backward" else "cpu        taken"
+    assert taken in table
+    assert table.count("taken") == 1
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_autocast_reaches_no_code_no_statistic_and_no_gradient(metric):
+    results = []
+    for enabled in (False, True):
+        torch.manual_seed(5)
+        quantizer, latents = EmaQuantizer(dim=6, vocab_size=31, metric=metric).train(), torch.randn(50, 6)
+        latents.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = quantizer(latents)
+        (out.vectors.sum() + out.losses["commitment"]).backward()
+        results.append((out.vectors, out.codes, latents.grad, *quantizer.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def train(latents, codebook):

@@ -8,6 +8,7 @@ from vqtok.ops.norms import normalize_codebook as normalize_codebook
 from vqtok.ops.norms import normalize_latents as normalize_latents
 from vqtok.ops.passage import rotate as rotate
 from vqtok.ops.passage import straight_through as straight_through
+from vqtok.ops.prepared import PreparedCodebook as PreparedCodebook
 from vqtok.ops.ragged import compact as compact
 from vqtok.ops.ragged import pad as pad
 from vqtok.ops.registry import explain as explain
@@ -18,6 +19,7 @@ from vqtok.ops.statistics import code_statistics as code_statistics
 
 __all__ = [
     "Averages",
+    "PreparedCodebook",
     "code_statistics",
     "compact",
     "explain",

@@ -10,19 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqtok.errors import BackendUnavailable, ConfigError, NonFiniteLatents, ResourceError
-from vqtok.ops.checks import finite_blocks
+from vqtok.errors import BackendUnavailable, ConfigError, ResourceError
 from vqtok.ops.layout import merged_axes
 
 LIBRARY = Path(__file__).parent.parent / "_native" / "libvqtok_cpu.so"
-INSTRUCTION_SETS = ("scalar", "avx2", "avx512")
+INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon")
 """From the plainest up; ``VQTOK_CPU_ISA`` forces one of them."""
 
 _ABI = 2
-_CONVERTED_ROWS = 1 << 14
-"""Latents of other dtypes are converted this many at a time; each time the codebook is packed anew."""
 _DONE, _NO_MEMORY = -1, -2
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 
 class Rows(ctypes.Structure):
@@ -38,39 +35,6 @@ class Rows(ctypes.Structure):
         ("dim", ctypes.c_int64),
         ("type", ctypes.c_int64),
     )
-
-
-def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
-    """Return the lowest code with the largest score for each latent; reads any strided latents where they lie.
-
-    Args:
-        latents: [..., D] on the CPU, any floating dtype; rounded once to float32.
-        codebook: float32 [K, D], contiguous.
-        half_norms: float32 [K], contiguous.
-
-    Returns:
-        int64 [...].
-
-    Raises:
-        NonFiniteLatents: a row holds NaN or infinity.
-    """
-    native, isa = library(), instruction_set()
-    codes = torch.empty(latents.shape[:-1].numel(), dtype=torch.int64, device="cpu")
-    blocks = [(0, latents)] if latents.dtype == torch.float32 else finite_blocks(latents, _CONVERTED_ROWS)
-    for first, block in blocks:
-        outcome = native.vqtok_nearest_code(
-            ctypes.byref(rows_of(block)),
-            codebook.data_ptr(),
-            half_norms.data_ptr(),
-            codebook.shape[0],
-            codes[first:].data_ptr(),
-            torch.get_num_threads(),
-            isa,
-        )
-        if outcome >= 0:
-            raise NonFiniteLatents(outcome)
-        check(outcome)
-    return codes.reshape(latents.shape[:-1])
 
 
 def reason_against() -> str:
@@ -121,10 +85,19 @@ def _loaded(path: str) -> ctypes.CDLL:
     pointer, size, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     library.vqtok_cpu_has.argtypes = (small,)
     library.vqtok_cpu_has.restype = small
-    library.vqtok_nearest_code.argtypes = (pointer, pointer, pointer, size, pointer, small, small)
-    library.vqtok_nearest_code.restype = size
-    library.vqtok_code_statistics.argtypes = (pointer, pointer, size, pointer, pointer, small)
-    library.vqtok_code_statistics.restype = size
+    library.vqtok_cpu_screens.argtypes = (small,)
+    library.vqtok_cpu_screens.restype = small
+    signatures = {
+        "half_squared_norms": (pointer, size, size, pointer, small),
+        "normalize_codebook": (pointer, size, size, pointer, small),
+        "packed_bytes": (size, size, small),
+        "pack": (pointer, pointer, size, size, small, pointer, small),
+        "nearest_code": (pointer, pointer, pointer, small, small, pointer),
+        "code_statistics": (pointer, pointer, size, pointer, pointer, small),
+    }
+    for name, arguments in signatures.items():
+        function = getattr(library, f"vqtok_{name}")
+        function.argtypes, function.restype = arguments, size
     return library
 
 
@@ -142,7 +115,7 @@ def instruction_set() -> int:
 
 
 def rows_of(values: Tensor) -> Rows:
-    """Describe [..., D] of at most float32; leading dimensions in one stride are merged: most inputs have rank 1."""
+    """Describe floats [..., D]; leading dimensions that lie in one stride are merged, so most inputs have rank 1."""
     sizes, strides = merged_axes(values)
     axes = _axes(len(sizes))
     layout = (axes(*sizes), axes(*strides), len(sizes), values.stride(-1))

@@ -33,6 +33,10 @@ class Backend:
         codebook_dtypes: dtypes of codebooks it takes.
         max_dim: largest D it takes.
         probe: ``module:attribute`` of a function that returns why it cannot run on this machine, or "".
+        prepare: ``module:attribute`` of a function that packs a codebook for ``function``, which then takes what it
+            packed in the codebook's place.
+        pays: ``module:attribute`` of a function of a `Workload` that returns why the automatic choice does better to
+            pass it over, or "".
     """
 
     name: str
@@ -42,6 +46,16 @@ class Backend:
     codebook_dtypes: frozenset[torch.dtype] = FLOATS
     max_dim: int = 1 << 31
     probe: str = ""
+    prepare: str = ""
+    pays: str = ""
+
+    def load(self) -> Callable[..., Any]:
+        """Return ``function``, imported."""
+        return _imported(self.function)
+
+    def packed(self, *codebook: Tensor) -> tuple[Tensor, ...]:
+        """Return what ``function`` takes in the codebook's place."""
+        return (_imported(self.prepare)(*codebook),) if self.prepare else codebook
 
     def reason_against(self, latents: Tensor, codebook: Tensor | None = None) -> str:
         """Return why this backend cannot take these inputs on this machine, or ""."""
@@ -56,6 +70,25 @@ class Backend:
         if latents.shape[-1] > self.max_dim:
             return f"takes up to {self.max_dim} dimensions, the latents have {latents.shape[-1]}"
         return _imported(self.probe)() if self.probe else ""
+
+    def reason_to_pass(self, work: Workload | None) -> str:
+        """Return why this backend, although it can run, is not worth it for this work, or ""."""
+        return _imported(self.pays)(work) if self.pays and work else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """How much a lookup has to do.
+
+    Attributes:
+        rows: number of latents; 0: unknown and many, of a codebook that is packed once.
+        vocab_size: number of codes.
+        dim: dimensions.
+    """
+
+    rows: int
+    vocab_size: int
+    dim: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,28 +105,30 @@ class Op:
             BackendUnavailable: the forced backend cannot run; the message says why.
             ConfigError: ``VQTOK_BACKEND`` names no backend.
         """
-        return _imported(self.chosen(latents, codebook).function)
+        return self.chosen(latents, codebook).load()
 
-    def chosen(self, latents: Tensor, codebook: Tensor | None = None) -> Backend:
-        """Return the backend that `choose` takes."""
-        name = forced_backend()
-        for backend in self.backends:
-            if backend.name == name:
-                if reason := backend.reason_against(latents, codebook):
-                    raise BackendUnavailable(
-                        f"expected backend {name!r} to compute {self.name}, but it {reason}; "
-                        "leave the choice to vqtok or see vqtok.ops.explain"
-                    )
-                return backend
-        # A forced name that only other ops have leaves this op to the automatic choice.
+    def chosen(self, latents: Tensor, codebook: Tensor | None = None, work: Workload | None = None) -> Backend:
+        """Return the backend that `choose` takes; with ``work``, of those that can run the first that pays."""
+        if forced := self.forced():
+            if reason := forced.reason_against(latents, codebook):
+                raise BackendUnavailable(
+                    f"expected backend {forced.name!r} to compute {self.name}, but it {reason}; "
+                    "leave the choice to vqtok or see vqtok.ops.explain"
+                )
+            return forced
         reason = ""
         for backend in self.backends:
             reason = backend.reason_against(latents, codebook)
-            if not reason:
+            if not reason and not backend.reason_to_pass(work):
                 return backend
         raise BackendUnavailable(
             f"expected a backend to compute {self.name}, but none can; {self.backends[-1].name} {reason}"
         )
+
+    def forced(self) -> Backend | None:
+        """Return this op's backend of the forced name; a name that only other ops have leaves the choice automatic."""
+        name = forced_backend()
+        return next((backend for backend in self.backends if backend.name == name), None)
 
 
 def forced_backend() -> str:
@@ -143,8 +178,8 @@ def explain(op_name: str, latents: Tensor, codebook: Tensor | None = None) -> st
         ConfigError: no op has this name, or ``VQTOK_BACKEND`` names no backend.
 
     >>> import torch
-    >>> print(explain("straight_through", torch.zeros(5, 2), torch.zeros(3, 2)))
-    straight_through: latents float32 [5, 2] on cpu, codebook float32 [3, 2] on cpu
+    >>> print(explain("finite_scalar_backward", torch.zeros(5, 2)))
+    finite_scalar_backward: latents float32 [5, 2] on cpu
       reference  taken
     """
     ops = _ops()
@@ -155,17 +190,18 @@ def explain(op_name: str, latents: Tensor, codebook: Tensor | None = None) -> st
         for name, x in (("latents", latents), ("codebook", codebook))
         if x is not None
     )
-    lines, taken, forced = [f"{op_name}: {inputs}"], False, forced_backend()
-    named = any(b.name == forced for b in ops[op_name].backends)
-    for backend in ops[op_name].backends:
-        reason = backend.reason_against(latents, codebook)
-        verdict = f"cannot run: {reason}" if reason else "can run"
-        wanted = backend.name == forced if named else not taken
+    op, lines, taken = ops[op_name], [f"{op_name}: {inputs}"], False
+    forced, width = op.forced(), max(len(backend.name) for backend in op.backends)
+    work = None if codebook is None else Workload(latents.shape[:-1].numel(), *codebook.shape)
+    for backend in op.backends:
+        reason, passed = backend.reason_against(latents, codebook), backend.reason_to_pass(work)
+        verdict = f"cannot run: {reason}" if reason else f"can run, but {passed}" if passed else "can run"
+        wanted = backend == forced if forced else not taken and not passed
         if wanted and not reason:
-            taken, verdict = True, "taken" + (", as asked for" if named else "")
-        lines.append(f"  {backend.name:<9}  {verdict}")
-    if not taken:
-        lines.append(f"  {forced!r} was asked for and cannot run: calls will raise BackendUnavailable")
+            taken, verdict = True, "taken" + (", as asked for" if forced else "")
+        lines.append(f"  {backend.name:<{width}}  {verdict}")
+    if forced and not taken:
+        lines.append(f"  {forced.name!r} was asked for and cannot run: calls will raise BackendUnavailable")
     return "\n".join(lines)
 
 

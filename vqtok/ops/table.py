@@ -7,6 +7,8 @@ import torch
 from vqtok.ops.checks import FLOATS
 from vqtok.ops.registry import Backend, Op
 
+_LOOKUP = "vqtok.ops.native_lookup:"
+_CPU = frozenset({"cpu"})
 _GPU = frozenset({"cuda"})  # what torch calls AMD's too
 
 
@@ -17,13 +19,38 @@ def _triton(function: str) -> Backend:
 NEAREST_CODE = Op(
     "nearest_code",
     (
-        Backend("cpu", "vqtok.ops.native:nearest_code", frozenset({"cpu"}), probe="vqtok.ops.native:reason_against"),
+        Backend(
+            "cpu-int8",
+            _LOOKUP + "nearest_code",
+            _CPU,
+            max_dim=1 << 15,  # sums of 8-bit products must fit into 32 bits
+            probe=_LOOKUP + "reason_against_int8",
+            prepare=_LOOKUP + "pack_int8",
+            pays=_LOOKUP + "reason_to_pass",
+        ),
+        Backend(
+            "cpu-bf16",
+            _LOOKUP + "nearest_code",
+            _CPU,
+            max_dim=1 << 15,
+            probe=_LOOKUP + "reason_against_bf16",
+            prepare=_LOOKUP + "pack_bf16",
+            pays=_LOOKUP + "reason_to_pass",
+        ),
+        Backend(
+            "cpu",
+            _LOOKUP + "nearest_code",
+            _CPU,
+            probe="vqtok.ops.native:reason_against",
+            prepare=_LOOKUP + "pack",
+        ),
         _triton("triton:nearest_code"),
         Backend("screened", "vqtok.ops.screened:nearest_code"),
         Backend("reference", "vqtok.ops.reference:nearest_code"),
     ),
 )
-"""Called with latents [..., D] (any float), codebook float32 [K, D], half_norms float32 [K]; returns int64 [...]."""
+"""Called with latents [..., D] (any float), codebook float32 [K, D] and half_norms float32 [K], or with what the
+backend packed of these two; returns int64 [...]."""
 
 _TO_FLOAT32 = FLOATS - {torch.float64}  # differences and sums of float64 rows would be others
 _FLOAT32 = frozenset({torch.float32})
