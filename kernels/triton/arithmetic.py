@@ -18,8 +18,6 @@ def fused_multiply_add(a: tl.tensor, b: tl.tensor, c: tl.tensor, EMULATED: tl.co
     to odd before it becomes float32 (Boldo and Melquiond, IEEE Transactions on Computers 57(4), 2008).
     """
     if EMULATED:
-        return a * b + c
-    if EMULATED:
         product, addend = a.to(tl.float64) * b.to(tl.float64), c.to(tl.float64)
         total = product + addend
         of_product = total - addend

@@ -42,6 +42,10 @@ class Tiles:
         """Return how many dimensions a product has for latents of ``dim``: a power of two, at least 16."""
         return min(self.block_d, max(16, 1 << (dim - 1).bit_length()))
 
+    def padded(self, dim: int) -> int:
+        """Return the dimensions of all products of a score: ``dim`` or more."""
+        return -(-dim // self.width_of(dim)) * self.width_of(dim)
+
 
 _ANY = 1 << 31
 

@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from vqtok.ops import arithmetic, half_squared_norms, normalize_codebook, reference, screening, triton_training
+from vqtok.ops import (
+    PreparedCodebook,
+    arithmetic,
+    half_squared_norms,
+    nearest_code,
+    normalize_codebook,
+    reference,
+    screening,
+    triton_training,
+    use_backend,
+)
 from vqtok.ops import triton as lookup
 from vqtok.ops.levels import level_thresholds
 from vqtok.ops.table import OPS
@@ -140,7 +150,7 @@ def looked_up(latents, codebook, half_norms):
     if INTERPRETED:
         codebook, half_norms = poisoned(codebook), poisoned(half_norms, far=-3e38)  # codes beyond the last would win
         latents = poisoned(latents) if latents.is_contiguous() else latents
-    return lookup.nearest_code(latents, codebook, half_norms).cpu()
+    return lookup.nearest_code(latents, *lookup.pack(codebook, half_norms)).cpu()
 
 
 class Listed:
@@ -584,11 +594,12 @@ def test_every_kernel_is_compared():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_lookup_is_captured_in_a_graph_and_never_waits_for_the_device():
     latents, codebook = (x.cuda() for x in KINDS["collapsed"](4096, 1000, 16))
-    inputs = starts(codebook, "l2")
+    inputs = lookup.pack(*starts(codebook, "l2"))
     expected = lookup.nearest_code(latents, *inputs)
     torch.cuda.set_sync_debug_mode("error")
     try:
         lookup.nearest_code(latents, *inputs)
+        lookup.pack(*starts(codebook, "l2"))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     graph = torch.cuda.CUDAGraph()
@@ -605,6 +616,8 @@ def test_a_lookup_is_captured_in_a_graph_and_never_waits_for_the_device():
 def test_large_lookups_are_the_references(rows, vocab_size, dim, kind):
     latents, codebook = (x.cuda() for x in KINDS[kind](rows, vocab_size, dim))
     inputs = (latents, *starts(codebook, "l2"))
-    codes = lookup.nearest_code(*inputs)
+    with use_backend("triton"):
+        codes = nearest_code(latents, codebook)
+        assert torch.equal(codes, nearest_code(latents, codebook))
+        assert torch.equal(codes, nearest_code(latents, PreparedCodebook(codebook)))
     assert torch.equal(codes, reference.nearest_code(*inputs))
-    assert torch.equal(codes, lookup.nearest_code(*inputs))

@@ -12,8 +12,9 @@ _CPU = frozenset({"cpu"})
 _GPU = frozenset({"cuda"})  # what torch calls AMD's too
 
 
-def _triton(function: str) -> Backend:
-    return Backend("triton", f"vqtok.ops.{function}", _GPU, probe="vqtok.ops.triton:reason_against")
+def _triton(function: str, prepare: str = "") -> Backend:
+    probe = "vqtok.ops.triton:reason_against"
+    return Backend("triton", f"vqtok.ops.{function}", _GPU, probe=probe, prepare=prepare)
 
 
 NEAREST_CODE = Op(
@@ -44,7 +45,7 @@ NEAREST_CODE = Op(
             probe="vqtok.ops.native:reason_against",
             prepare=_LOOKUP + "pack",
         ),
-        _triton("triton:nearest_code"),
+        _triton("triton:nearest_code", prepare="vqtok.ops.triton:pack"),
         Backend("screened", "vqtok.ops.screened:nearest_code"),
         Backend("reference", "vqtok.ops.reference:nearest_code"),
     ),

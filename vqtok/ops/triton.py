@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -37,32 +37,41 @@ def reason_against() -> str:
     return ""
 
 
-def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
+def pack(codebook: Tensor, half_norms: Tensor) -> tuple[Tensor, ...]:
+    """Prepare a codebook for `nearest_code` on its device.
+
+    Args:
+        codebook: float32 [K, D], contiguous.
+        half_norms: float32 [K], contiguous.
+
+    Returns:
+        The half norms and the fields of `ScreeningCodebook`; some 6 bytes a number of the codebook.
+    """
+    tiles = _tiles(codebook.device, codebook.shape[1])
+    prepared = screening_codebook(codebook, half_norms, tiles.block_k, tiles.padded(codebook.shape[1]))
+    return half_norms, *(getattr(prepared, field.name) for field in fields(prepared))
+
+
+def nearest_code(latents: Tensor, half_norms: Tensor, *screening: Tensor) -> Tensor:
     """Return the lowest code with the largest score for each latent; reads latents of up to three axes as they lie.
 
     Nothing is read back from the device, so the call can be captured in a CUDA graph.
 
     Args:
         latents: [..., D], any floating dtype; rounded once to float32.
-        codebook: float32 [K, D], contiguous.
-        half_norms: float32 [K], contiguous.
+        half_norms: float32 [K].
+        screening: the rest of what `pack` returned.
 
     Returns:
         int64 [...]; of latents that are not finite any code.
     """
-    count, dim = latents.shape[:-1].numel(), latents.shape[-1]
-    codes = torch.empty(count, dtype=torch.int64, device=latents.device)
-    if not count:
-        return codes.reshape(latents.shape[:-1])
-    family, processors = _device(latents.device)
-    tiles = kernel_module("tiles").tiles_for(family, dim)
-    chunks = -(-dim // tiles.width_of(dim))
-    prepared = screening_codebook(codebook, half_norms, tiles.block_k, chunks * tiles.width_of(dim))
-    rows = rows_of(latents)
-    with torch.cuda.device_of(latents):
-        candidates = _screened(rows, codebook.shape, prepared, tiles, _PROGRAMS_A_PROCESSOR * processors)
-        programs = min(-(-count // tiles.search_n), _PROGRAMS_A_PROCESSOR * processors)
-        _decide(rows, prepared.columns, half_norms, candidates, codes, tiles, programs)
+    codes = torch.empty(latents.shape[:-1].numel(), dtype=torch.int64, device=latents.device)
+    if len(codes):
+        rows, prepared = rows_of(latents), ScreeningCodebook(*screening)
+        tiles, wanted = _tiles(latents.device, latents.shape[-1]), _wanted_programs(latents.device)
+        with torch.cuda.device_of(latents):
+            candidates = _screened(rows, prepared, tiles, wanted)
+            _decide(rows, prepared.columns, half_norms, candidates, codes, tiles, wanted)
     return codes.reshape(latents.shape[:-1])
 
 
@@ -81,13 +90,10 @@ class _Candidates:
     slack: Tensor
 
 
-def _screened(
-    rows: Rows, shape: torch.Size, prepared: ScreeningCodebook, tiles: Any, wanted_programs: int
-) -> _Candidates:
+def _screened(rows: Rows, prepared: ScreeningCodebook, tiles: Any, wanted_programs: int) -> _Candidates:
     kernels = kernel_module("nearest_code")
-    (vocab_size, dim), count, device = shape, rows.count, rows.latents.device
-    block_d = tiles.width_of(dim)
-    width = -(-dim // block_d) * block_d
+    (dim, vocab_size), count, device = prepared.columns.shape, rows.count, rows.latents.device
+    block_d, width = tiles.width_of(dim), tiles.padded(dim)
     rows_a_block = max(1, _OPERAND_ELEMENTS // width // tiles.block_n) * tiles.block_n
     tile_count = -(-vocab_size // tiles.block_k)
     shares = wanted_programs // -(-min(count, rows_a_block) // tiles.block_n)
@@ -153,7 +159,7 @@ def _decide(
     candidates: _Candidates,
     codes: Tensor,
     tiles: Any,
-    programs: int,
+    wanted_programs: int,
 ) -> None:
     kernels, emulated = kernel_module("nearest_code"), kernel_module("arithmetic").INTERPRETED
     dim, vocab_size = columns.shape
@@ -180,6 +186,7 @@ def _decide(
         num_warps=4,
         enable_fp_fusion=True,
     )
+    programs = min(-(-rows.count // tiles.search_n), wanted_programs)
     kernels.search[(programs,)](
         rows.latents,
         *rows.walk,
@@ -212,6 +219,15 @@ def _device(device: torch.device) -> tuple[str, int]:
     properties = torch.cuda.get_device_properties(device)
     capability = (properties.major, properties.minor)
     return kernel_module("tiles").family_of(capability, torch.version.hip is not None), properties.multi_processor_count
+
+
+def _tiles(device: torch.device, dim: int) -> Any:
+    """Return the sizes of the kernels for a device: `Tiles` of kernels/triton/tiles.py."""
+    return kernel_module("tiles").tiles_for(_device(device)[0], dim)
+
+
+def _wanted_programs(device: torch.device) -> int:
+    return _PROGRAMS_A_PROCESSOR * _device(device)[1]
 
 
 @dataclass(frozen=True, slots=True)
