@@ -16,6 +16,7 @@ import torch
 from vqtok.ops import (
     PreparedCodebook,
     arithmetic,
+    explain,
     half_squared_norms,
     nearest_code,
     normalize_codebook,
@@ -62,6 +63,28 @@ def test_the_kernels_hold_in_the_interpreter(part):
         [*command, __file__], cwd=Path(__file__).parents[2], env=env, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("present", "available", "capability", "reason"),
+    [
+        (("vqtok.kernels",), True, (9, 0), "needs triton, which is not installed"),
+        (("triton", "vqtok.kernels"), False, (9, 0), "needs a GPU that torch can use"),
+        (("triton", "vqtok.kernels"), True, (7, 5), "needs compute capability 8.0, the GPU has 7.5"),
+        (("triton",), True, (9, 0), "needs vqtok.kernels, which this checkout has not installed"),
+        (("triton", "vqtok.kernels"), True, (8, 0), ""),
+    ],
+)
+def test_what_the_kernels_lack_is_said(monkeypatch, present, available, capability, reason):
+    monkeypatch.setattr(lookup, "find_spec", lambda name: name if name in present else None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    came = lookup.reason_against.__wrapped__()
+    assert came.startswith(reason)
+    assert bool(came) == bool(reason)
+    table = explain("nearest_code", torch.zeros(2, 3), torch.zeros(4, 3))
+    assert "cannot run: runs on cuda, the latents are on cpu" in table
 
 
 def gauss(*shape, seed=0):
