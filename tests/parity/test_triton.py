@@ -581,6 +581,23 @@ def test_training_ops_give_what_the_reference_gives(op, vocab_size, dim, layout,
 
 @runs
 @pytest.mark.training
+def test_the_gradient_that_passes_straight_is_launched_without_fusion(monkeypatch):
+    """Three roundings, as torch has them; the interpreter never fuses, so only the launch shows it."""
+    kernels, options = lookup.kernel_module("straight_through"), {}
+
+    class Spy:
+        def __getitem__(self, grid):
+            return lambda *args, **kwargs: options.update(kwargs)
+
+    monkeypatch.setattr(kernels, "pass_back", Spy())
+    z, e = torch.zeros(2, 3, device=DEVICE), torch.zeros(4, 3, device=DEVICE)
+    codes, weight = torch.zeros(2, dtype=torch.int64, device=DEVICE), torch.tensor(0.5, device=DEVICE)
+    triton_training.straight_through_backward(z, z, e, codes, weight)
+    assert options["enable_fp_fusion"] is False
+
+
+@runs
+@pytest.mark.training
 def test_ops_on_no_latents_launch_nothing():
     nothing, codes = torch.zeros(0, 3, device=DEVICE), torch.zeros(0, dtype=torch.int64, device=DEVICE)
     codebook, weight = torch.zeros(4, 3, device=DEVICE), torch.tensor(0.5, device=DEVICE)
