@@ -147,13 +147,32 @@ def test_what_must_stay_light_does_not_import_torch():
 
 
 def test_kernels_and_csrc_know_nothing_of_the_package():
+    paths = [*(ROOT / "kernels").rglob("*.py"), *(ROOT / "csrc").rglob("*.py")]
+    assert paths
     wrong = [
-        f"{path.relative_to(ROOT)}:{line}"
-        for path in (ROOT / "kernels").rglob("*.py")
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in paths
         for line, name in imports(path)
-        if name.split(".")[0] == "vqtok"
+        if name.split(".")[0] not in ("kernels", "triton", "__future__", "dataclasses")
     ]
     assert wrong == []
+
+
+def test_only_ops_reach_the_kernels_by_dotted_name_and_on_first_use():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in PACKAGE.rglob("*.py")
+        for line, name in imports(path)
+        if name.split(".")[0] == "kernels" or name.startswith("vqtok.kernels")
+    ]
+    assert wrong == []
+    naming = {
+        path.relative_to(ROOT).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("vqtok.kernels")
+    }
+    assert naming == {"vqtok/ops/triton.py"}
 
 
 def test_only_the_command_reaches_the_benchmarks():

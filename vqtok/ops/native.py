@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vqtok.errors import BackendUnavailable, ConfigError, ResourceError
+from vqtok.ops.layout import merged_axes
 
 LIBRARY = Path(__file__).parent.parent / "_native" / "libvqtok_cpu.so"
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon")
@@ -115,14 +116,7 @@ def instruction_set() -> int:
 
 def rows_of(values: Tensor) -> Rows:
     """Describe floats [..., D]; leading dimensions that lie in one stride are merged, so most inputs have rank 1."""
-    sizes: list[int] = []
-    strides: list[int] = []
-    for size, stride in zip(reversed(values.shape[:-1]), reversed(values.stride()[:-1]), strict=True):
-        if sizes and stride == sizes[0] * strides[0]:
-            sizes[0] *= size
-        elif size != 1:
-            sizes.insert(0, size)
-            strides.insert(0, stride)
+    sizes, strides = merged_axes(values)
     axes = _axes(len(sizes))
     layout = (axes(*sizes), axes(*strides), len(sizes), values.stride(-1))
     rows, dim = values.shape[:-1].numel(), values.shape[-1]

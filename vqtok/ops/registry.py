@@ -33,8 +33,8 @@ class Backend:
         codebook_dtypes: dtypes of codebooks it takes.
         max_dim: largest D it takes.
         probe: ``module:attribute`` of a function that returns why it cannot run on this machine, or "".
-        prepare: ``module:attribute`` of a function that packs a codebook for ``function``, which then takes what it
-            packed in the codebook's place.
+        prepare: ``module:attribute`` of a function that packs a codebook for ``function``, which then takes the tensor
+            or tensors in the codebook's place.
         pays: ``module:attribute`` of a function of a `Workload` that returns why the automatic choice does better to
             pass it over, or "".
     """
@@ -55,7 +55,8 @@ class Backend:
 
     def packed(self, *codebook: Tensor) -> tuple[Tensor, ...]:
         """Return what ``function`` takes in the codebook's place."""
-        return (_imported(self.prepare)(*codebook),) if self.prepare else codebook
+        packed = _imported(self.prepare)(*codebook) if self.prepare else codebook
+        return (packed,) if isinstance(packed, Tensor) else packed
 
     def reason_against(self, latents: Tensor, codebook: Tensor | None = None) -> str:
         """Return why this backend cannot take these inputs on this machine, or ""."""

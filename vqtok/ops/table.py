@@ -9,6 +9,13 @@ from vqtok.ops.registry import Backend, Op
 
 _LOOKUP = "vqtok.ops.native_lookup:"
 _CPU = frozenset({"cpu"})
+_GPU = frozenset({"cuda"})  # what torch calls AMD's too
+
+
+def _triton(function: str, prepare: str = "") -> Backend:
+    probe = "vqtok.ops.triton:reason_against"
+    return Backend("triton", f"vqtok.ops.{function}", _GPU, probe=probe, prepare=prepare)
+
 
 NEAREST_CODE = Op(
     "nearest_code",
@@ -38,6 +45,7 @@ NEAREST_CODE = Op(
             probe="vqtok.ops.native:reason_against",
             prepare=_LOOKUP + "pack",
         ),
+        _triton("triton:nearest_code", prepare="vqtok.ops.triton:pack"),
         Backend("screened", "vqtok.ops.screened:nearest_code"),
         Backend("reference", "vqtok.ops.reference:nearest_code"),
     ),
@@ -47,10 +55,27 @@ backend packed of these two; returns int64 [...]."""
 
 _TO_FLOAT32 = FLOATS - {torch.float64}  # differences and sums of float64 rows would be others
 _FLOAT32 = frozenset({torch.float32})
+_TRITON = frozenset(
+    {
+        "code_statistics",
+        "straight_through",
+        "straight_through_backward",
+        "rotate_backward",
+        "codebook_backward",
+        "half_squared_norms",
+        "normalize_codebook",
+        "normalize_latents",
+        "normalize_latents_backward",
+        "finite_scalar",
+    }
+)
 
 
 def _training_op(name: str, module: str = "reference", latents: frozenset[torch.dtype] = _TO_FLOAT32) -> Op:
-    """Return an op of csrc/cpu, which reads latents of at most float32 and codebooks of float32, and of torch."""
+    """Return an op of csrc/cpu, which reads latents of at most float32 and codebooks of float32, and of torch.
+
+    Those named in `_TRITON` have a kernel for GPUs too.
+    """
     native = Backend(
         "cpu",
         f"vqtok.ops.native_training:{name}",
@@ -59,7 +84,8 @@ def _training_op(name: str, module: str = "reference", latents: frozenset[torch.
         codebook_dtypes=_FLOAT32,
         probe="vqtok.ops.native:reason_against",
     )
-    return Op(name, (native, Backend("reference", f"vqtok.ops.{module}:{name}")))
+    gpu = (_triton(f"triton_training:{name}"),) if name in _TRITON else ()
+    return Op(name, (native, *gpu, Backend("reference", f"vqtok.ops.{module}:{name}")))
 
 
 CODE_STATISTICS = _training_op("code_statistics")
