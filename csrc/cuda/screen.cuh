@@ -1,0 +1,411 @@
+// The screening pass: a CTA owns a block of latents and walks over all codes, or over its share of them.
+//
+// A CTA is kRowWarps x kColumnWarps warps. A warp has 32 latents and walks over its own column of tiles of 64 codes.
+// Every thread keeps the largest score of 4 latents x 16 codes of a tile without a word to its neighbours, and hands it
+// to the certificate every second tile. What follows the products is certificate.cuh's: another unit (wgmma) would
+// replace `multiply_tile` and the ring of panels and keep the rest.
+#pragma once
+
+#include "codebook.cuh"
+
+namespace vqtok {
+
+constexpr int kWarpRows = 32;
+constexpr int kRingSteps = 4;  // most panels of a tile in one place of the ring
+constexpr int kPanelBytes = kPanelHalves * 2;
+
+// One launch, for rows first..first+rows-1 of the latents. Column c has the spans c * spans_each and on.
+struct Screening {
+    VqtokCudaRows latents;
+    Codebook book;
+    int64_t first;
+    int rows;
+    int columns;
+    int spans_each;
+    float4* tops;  // [columns][rows] first, second and third of TopGroups, lower bound
+    int2* groups;  // [columns][rows] first and second group
+};
+
+template <int kRowWarps_, int kColumnWarps_, int kResident_>
+struct Shape {
+    static constexpr int kRowWarps = kRowWarps_, kColumnWarps = kColumnWarps_;
+    static constexpr int kResident = kResident_;  // steps of latents that fit in registers; 0: any number, in memory
+    static constexpr int kThreads = 32 * kRowWarps * kColumnWarps;
+    static constexpr int kRows = kWarpRows * kRowWarps;
+    static constexpr int kChunk = kResident > 0 ? kResident : kRingSteps;
+    static constexpr int kRing = kColumnWarps > 1 ? 2 : 3;
+    static constexpr int kPlaceBytes = kColumnWarps * kChunk * kPanelBytes;
+    static constexpr int kBiases = kColumnWarps * kTile;
+    static constexpr int kStagingBytes = ceil_div(kStep * (kRows + 1) * 4, 128) * 128;
+    static constexpr int kRingBytes = kRing * kPlaceBytes > kStagingBytes ? kRing * kPlaceBytes : kStagingBytes;
+
+    static int64_t shared_bytes(int steps) {
+        return kRingBytes + kRing * kBiases * 4 + kRows * (16 + 8) + 32 + int64_t{kRows} * steps * kStep * 2;
+    }
+};
+
+// The pieces of shared memory. `staging` and `offsets` are over when the ring begins.
+template <class S>
+struct Shared {
+    char* ring;         // [kRing][kColumnWarps][kChunk] panels
+    float* staging;     // [kStep][kRows + 1], in the ring
+    RowBound* bounds;   // [kRows]
+    float* bias;        // [kRing][kBiases]
+    int64_t* offsets;   // [kRows] where a latent begins; -1: there is none
+    float* extremes;    // [8]
+    uint32_t* latents;  // [kRows / 16][steps][32 lanes][4]
+
+    VQTOK_DEVICE explicit Shared(char* at)
+        : ring(at),
+          staging(reinterpret_cast<float*>(at)),
+          bounds(reinterpret_cast<RowBound*>(at + S::kRingBytes)),
+          bias(reinterpret_cast<float*>(bounds + S::kRows)),
+          offsets(reinterpret_cast<int64_t*>(bias + S::kRing * S::kBiases)),
+          extremes(reinterpret_cast<float*>(offsets + S::kRows)),
+          latents(reinterpret_cast<uint32_t*>(extremes + 8)) {}
+};
+
+// ---- latents, from wherever they lie to the registers of the matrix unit
+
+template <class S>
+VQTOK_DEVICE void find_offsets(const Screening& task, const Shared<S>& shared) {
+    const int r = threadIdx.x;
+    const int64_t n = int64_t{blockIdx.x} * S::kRows + r;
+    if (r < S::kRows) shared.offsets[r] = n < task.rows ? row_offset(task.latents, task.first + n) : -1;
+}
+
+// staging[d][r] = sixteen dimensions of every latent; neighbouring threads read what lies together.
+template <class S>
+VQTOK_DEVICE void stage(const Screening& task, const Shared<S>& shared, int step) {
+    const bool dense = task.latents.stride_d == 1;
+    for (int i = threadIdx.x; i < kStep * S::kRows; i += S::kThreads) {
+        const int d = dense ? i % kStep : i / S::kRows, r = dense ? i / kStep : i % S::kRows;
+        const int64_t offset = shared.offsets[r], at = int64_t{step} * kStep + d;
+        shared.staging[d * (S::kRows + 1) + r] =
+            offset >= 0 && at < task.book.D
+                ? load_float(task.latents.data, task.latents.dtype, offset + at * task.latents.stride_d)
+                : 0.0f;
+    }
+}
+
+// z and a = z - m of one staged element; zero where there is no latent, no dimension.
+template <class S>
+VQTOK_DEVICE float2 element(const Screening& task, const Shared<S>& shared, int step, int d, int r, bool present) {
+    const float z = shared.staging[d * (S::kRows + 1) + r];
+    return {z, present ? z - task.book.mean[step * kStep + d] : 0.0f};
+}
+
+// The largest |a| of the CTA.
+template <class S>
+VQTOK_DEVICE float largest_element(const Screening& task, const Shared<S>& shared) {
+    const int r = threadIdx.x;
+    float largest = 0;
+    for (int step = 0; step < task.book.steps; ++step) {
+        stage(task, shared, step);
+        __syncthreads();
+        for (int d = 0; d < kStep && r < S::kRows; ++d)
+            largest = fmaxf(largest, fabsf(element(task, shared, step, d, r, shared.offsets[r] >= 0).y));
+        __syncthreads();
+    }
+    largest = warp_max(largest);
+    if (r % 32 == 0) shared.extremes[r / 32] = largest;
+    __syncthreads();
+    for (int w = 0; w < S::kThreads / 32; ++w) largest = fmaxf(largest, shared.extremes[w]);
+    return largest;
+}
+
+// Sums of squares that become a RowBound.
+struct RowSums {
+    float error, rounded, centred, original;
+};
+
+// Two neighbouring dimensions of one latent, as the matrix unit wants them.
+VQTOK_DEVICE uint32_t pack_pair(const float2 (&pair)[2], float scale, RowSums& sums) {
+    uint32_t bits = 0;
+    for (int i = 0; i < 2; ++i) {
+        const float a = pair[i].y * scale, z = pair[i].x * scale;
+        const uint16_t half = to_half(a);
+        const float rounded = from_half(half), error = a - rounded;
+        bits |= static_cast<uint32_t>(half) << (16 * i);
+        sums.error += error * error;
+        sums.rounded += rounded * rounded;
+        sums.centred += a * a;
+        sums.original += z * z;
+    }
+    return bits;
+}
+
+// Latents for which the float32 chain or the scales could overflow are left to the exact scan: their bound is infinite.
+VQTOK_DEVICE RowBound to_bound(const Codebook& book, const RowSums& sums, float scale) {
+    const float original = sqrtf(sums.original) * kRaise + kTiny;
+    const float longest = __uint_as_float(book.header->longest), heaviest = __uint_as_float(book.header->largest_norm);
+    const bool safe = original / scale * longest + heaviest < 0x1p120f &&
+                      __uint_as_float(book.header->largest_bias) < 0x1p126f;
+    const float error = sqrtf(sums.error) + 0x1p-24f * sqrtf(sums.centred);
+    return {safe ? error * kRaise + kTiny : INFINITY, sqrtf(sums.rounded) * kRaise + kTiny, original, scale};
+}
+
+// Rounds the latents to float16 and measures what that costs each of them: one thread a latent.
+template <class S>
+VQTOK_DEVICE void pack_latents(const Screening& task, const Shared<S>& shared, float scale) {
+    const int r = threadIdx.x, steps = task.book.steps;
+    RowSums sums = {};
+    for (int step = 0; step < steps; ++step) {
+        stage(task, shared, step);
+        __syncthreads();
+        uint32_t* tile = shared.latents + (r / 16 * steps + step) * 128;
+        for (int d = 0; d < kStep && r < S::kRows; d += 2) {
+            const bool present = shared.offsets[r] >= 0;
+            const float2 pair[2] = {element(task, shared, step, d, r, present),
+                                    element(task, shared, step, d + 1, r, present)};
+            const int lane = r % 8 * 4 + d % 8 / 2, which = d / 8 * 2 + r % 16 / 8;
+            tile[lane * 4 + which] = pack_pair(pair, scale, sums);
+        }
+        __syncthreads();
+    }
+    if (r < S::kRows) shared.bounds[r] = to_bound(task.book, sums, scale);
+}
+
+template <class S>
+VQTOK_DEVICE float take_latents(const Screening& task, const Shared<S>& shared) {
+    find_offsets(task, shared);
+    __syncthreads();
+    const float largest = largest_element(task, shared);
+    // The bias is in the same units and must not overflow.
+    const int room = 100 - exponent_of(__uint_as_float(task.book.header->largest_bias));
+    const float scale = scale_for(largest, room < 100 ? room : 100);
+    pack_latents(task, shared, scale);
+    __syncthreads();
+    return scale;
+}
+
+// ---- the ring of panels
+
+// Where a warp's column is at a stage: stages count tiles, or chunks of four steps of them.
+struct Place {
+    int64_t tile;
+    int chunk;
+};
+
+template <class S>
+VQTOK_DEVICE Place place_of(const Screening& task, int column_warp, int stage) {
+    const int chunks = S::kResident > 0 ? 1 : task.book.steps / kRingSteps;
+    const int64_t column = int64_t{blockIdx.y} * S::kColumnWarps + column_warp;
+    const int64_t tile = column * task.spans_each * 2 + stage / chunks, last = int64_t{task.book.spans} * 2 - 1;
+    return {tile < last ? tile : last, stage % chunks};  // beyond the end: loaded, computed, and not looked at
+}
+
+template <class S>
+VQTOK_DEVICE void start_copies(const Screening& task, const Shared<S>& shared, int stage) {
+    constexpr int pieces = S::kChunk * kPanelBytes / 16;
+    char* to = shared.ring + stage % S::kRing * S::kPlaceBytes;
+    for (int i = threadIdx.x; i < S::kColumnWarps * pieces; i += S::kThreads) {
+        const Place place = place_of<S>(task, i / pieces, stage);
+        const auto* panels = reinterpret_cast<const char*>(task.book.panels) +
+                             (place.tile * task.book.steps + place.chunk * S::kChunk) * kPanelBytes;
+        copy_async(to + i * 16, panels + i % pieces * 16);
+    }
+}
+
+// Biases travel through registers, because they must be scaled: read before a stage's products, stored after them.
+template <class S>
+struct Biases {
+    static constexpr int kEach = ceil_div(S::kBiases, S::kThreads);
+    float values[kEach] = {};
+
+    VQTOK_DEVICE void read(const Screening& task, int stage, float scale) {
+        VQTOK_UNROLL
+        for (int j = 0; j < kEach; ++j) {
+            const int i = threadIdx.x + j * S::kThreads;
+            if (i >= S::kBiases) continue;
+            values[j] = task.book.bias[place_of<S>(task, i / kTile, stage).tile * kTile + i % kTile] * scale;
+        }
+    }
+
+    VQTOK_DEVICE void store(const Shared<S>& shared, int stage) const {
+        VQTOK_UNROLL
+        for (int j = 0; j < kEach; ++j) {
+            const int i = threadIdx.x + j * S::kThreads;
+            if (i < S::kBiases) shared.bias[stage % S::kRing * S::kBiases + i] = values[j];
+        }
+    }
+};
+
+// ---- products
+
+// What a thread of warp (row_warp, column_warp) holds: rows 16m + 8h + g, columns 8j + 2t + i.
+template <class S>
+struct Thread {
+    int lane, row_warp, column_warp;
+    uint4 latents[2][S::kResident > 0 ? S::kResident : 1];
+    float sums[2][8][4];
+    float best[2][2];
+    TopGroups tops[2][2];
+
+    VQTOK_DEVICE int row(int m, int h) const { return row_warp * kWarpRows + m * 16 + h * 8 + lane / 4; }
+};
+
+template <class S>
+VQTOK_DEVICE uint4 latents_of(const Screening& task, const Shared<S>& shared, const Thread<S>& thread, int m, int step) {
+    const auto* tiles = reinterpret_cast<const uint4*>(shared.latents);
+    return tiles[((thread.row_warp * 2 + m) * task.book.steps + step) * 32 + thread.lane];
+}
+
+template <class S>
+VQTOK_DEVICE void begin(const Screening& task, const Shared<S>& shared, Thread<S>& thread) {
+    thread.lane = threadIdx.x % 32;
+    thread.row_warp = threadIdx.x / 32 % S::kRowWarps;
+    thread.column_warp = threadIdx.x / 32 / S::kRowWarps;
+    VQTOK_UNROLL
+    for (int m = 0; m < 2; ++m) {
+        VQTOK_UNROLL
+        for (int s = 0; s < S::kResident; ++s) thread.latents[m][s] = latents_of(task, shared, thread, m, s);
+        VQTOK_UNROLL
+        for (int h = 0; h < 2; ++h) thread.tops[m][h] = no_groups();
+    }
+}
+
+template <class S>
+VQTOK_DEVICE void begin_tile(const Shared<S>& shared, Thread<S>& thread, int stage) {
+    const auto* bias = reinterpret_cast<const float2*>(shared.bias + stage % S::kRing * S::kBiases +
+                                                       thread.column_warp * kTile);
+    VQTOK_UNROLL
+    for (int j = 0; j < 8; ++j) {
+        const float2 start = bias[j * 4 + thread.lane % 4];
+        VQTOK_UNROLL
+        for (int m = 0; m < 2; ++m) {
+            thread.sums[m][j][0] = thread.sums[m][j][2] = start.x;
+            thread.sums[m][j][1] = thread.sums[m][j][3] = start.y;
+        }
+    }
+}
+
+template <class S>
+VQTOK_DEVICE void multiply_tile(const Screening& task, const Shared<S>& shared, Thread<S>& thread, int stage, int chunk) {
+    const auto* panels = reinterpret_cast<const uint4*>(shared.ring + stage % S::kRing * S::kPlaceBytes +
+                                                        thread.column_warp * S::kChunk * kPanelBytes);
+    VQTOK_UNROLL
+    for (int s = 0; s < S::kChunk; ++s) {
+        uint4 a[2];
+        VQTOK_UNROLL
+        for (int m = 0; m < 2; ++m)
+            a[m] = S::kResident > 0 ? thread.latents[m][S::kResident > 0 ? s : 0]
+                                    : latents_of(task, shared, thread, m, chunk * S::kChunk + s);
+        VQTOK_UNROLL
+        for (int pair = 0; pair < 4; ++pair) {
+            const uint4 b = panels[(s * 4 + pair) * 32 + thread.lane];
+            VQTOK_UNROLL
+            for (int m = 0; m < 2; ++m) {
+                float(&left)[4] = thread.sums[m][2 * pair];
+                float(&right)[4] = thread.sums[m][2 * pair + 1];
+                multiply_tiles(left, a[m], b.x, b.y, left);
+                multiply_tiles(right, a[m], b.z, b.w, right);
+            }
+        }
+    }
+}
+
+VQTOK_DEVICE float largest_of(const float (&sums)[8][4], int h) {
+    float best = fmaxf(sums[0][2 * h], sums[0][2 * h + 1]);
+    VQTOK_UNROLL
+    for (int j = 1; j < 8; ++j) best = fmaxf(best, fmaxf(sums[j][2 * h], sums[j][2 * h + 1]));
+    return best;
+}
+
+// The second tile of a span completes four groups, one for each lane of a quad.
+template <class S>
+VQTOK_DEVICE void end_tile(const Screening& task, const Shared<S>& shared, Thread<S>& thread, int64_t tile, bool counts) {
+    const bool completes = tile % 2 == 1;
+    const int group = static_cast<int>(tile / 2) * 4 + thread.lane % 4;
+    GroupBound its_bound = {};
+    if (completes) its_bound = task.book.groups[group];
+    VQTOK_UNROLL
+    for (int m = 0; m < 2; ++m) {
+        VQTOK_UNROLL
+        for (int h = 0; h < 2; ++h) {
+            const float best = largest_of(thread.sums[m], h);
+            thread.best[m][h] = completes ? fmaxf(thread.best[m][h], best) : best;
+            if (completes && counts)
+                thread.tops[m][h].insert(thread.best[m][h] + bound(shared.bounds[thread.row(m, h)], its_bound), group);
+        }
+    }
+}
+
+template <class S>
+VQTOK_DEVICE void walk(const Screening& task, const Shared<S>& shared, Thread<S>& thread, float scale) {
+    const int chunks = S::kResident > 0 ? 1 : task.book.steps / kRingSteps;
+    const int stages = task.spans_each * 2 * chunks;
+    const int64_t first_tile = (int64_t{blockIdx.y} * S::kColumnWarps + thread.column_warp) * task.spans_each * 2;
+    Biases<S> biases;
+    for (int stage = 0; stage < S::kRing - 1; ++stage) {
+        biases.read(task, stage, scale);
+        start_copies(task, shared, stage);
+        end_copies();
+        biases.store(shared, stage);
+    }
+    for (int stage = 0; stage < stages; ++stage) {
+        await_copies<S::kRing - 2>();
+        __syncthreads();  // this stage has come for all; nobody reads the place that is filled next any more
+        const int next = stage + S::kRing - 1;
+        if (next < stages) {
+            biases.read(task, next, scale);
+            start_copies(task, shared, next);
+        }
+        end_copies();
+        const int chunk = stage % chunks;
+        const int64_t tile = first_tile + stage / chunks;
+        if (chunk == 0) begin_tile(shared, thread, stage);
+        multiply_tile(task, shared, thread, stage, chunk);
+        if (chunk == chunks - 1) end_tile(task, shared, thread, tile, tile / 2 < task.book.spans);
+        if (next < stages) biases.store(shared, next);
+    }
+    await_copies<0>();
+}
+
+// ---- what the four lanes of a quad found
+
+template <class S>
+VQTOK_DEVICE void report(const Screening& task, const Shared<S>& shared, Thread<S>& thread) {
+    const int64_t column = int64_t{blockIdx.y} * S::kColumnWarps + thread.column_warp;
+    for (int i = 0; i < 4; ++i) {
+        TopGroups top = thread.tops[i / 2][i % 2];
+        const int r = thread.row(i / 2, i % 2);
+        float lower = lower_bound(top, shared.bounds[r], task.book.groups);
+        for (int bits = 1; bits < 4; bits *= 2) {
+            TopGroups other;
+            other.first = __shfl_xor_sync(kAllLanes, top.first, bits);
+            other.second = __shfl_xor_sync(kAllLanes, top.second, bits);
+            other.third = __shfl_xor_sync(kAllLanes, top.third, bits);
+            other.first_group = __shfl_xor_sync(kAllLanes, top.first_group, bits);
+            other.second_group = __shfl_xor_sync(kAllLanes, top.second_group, bits);
+            top.merge(other);
+            lower = fmaxf(lower, __shfl_xor_sync(kAllLanes, lower, bits));
+        }
+        const int64_t n = int64_t{blockIdx.x} * S::kRows + r, at = column * task.rows + n;
+        if (thread.lane % 4 != 0 || n >= task.rows) continue;
+        task.tops[at] = {top.first, top.second, top.third, lower};
+        task.groups[at] = {top.first_group, top.second_group};
+    }
+}
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads) screen(Screening task) {
+    const Shared<S> shared(shared_memory());
+    const float scale = take_latents(task, shared);
+    Thread<S> thread;
+    begin(task, shared, thread);
+    walk(task, shared, thread, scale);
+    report(task, shared, thread);
+}
+
+template <class S>
+int32_t launch_shape(const Screening& task, void* stream) {
+    const int64_t bytes = S::shared_bytes(task.book.steps);
+    if (const int32_t error = allow_shared(screen<S>, bytes)) return error;
+    const dim3 grid(static_cast<unsigned>(ceil_div(task.rows, S::kRows)),
+                    static_cast<unsigned>(task.columns / S::kColumnWarps));
+    VQTOK_LAUNCH(screen<S>, grid, dim3(S::kThreads), bytes, stream, task);
+    return 0;
+}
+
+}  // namespace vqtok
