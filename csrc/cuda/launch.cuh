@@ -27,7 +27,7 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int64_t kMost = 0x7fffffff;
 
 template <class T>
-constexpr T ceil_div(T a, T b) {
+__host__ __device__ constexpr T ceil_div(T a, T b) {
     return (a + b - 1) / b;
 }
 

@@ -61,10 +61,9 @@ VQTOK_CUDA_API int32_t vqtok_cuda_straight_through(const VqtokCudaRows* latents,
                                                    const int64_t* codes, void* vectors, void* loss, void* workspace,
                                                    int64_t workspace_bytes, void* stream);
 
-// gradient[n] = of_vectors[n] - (2 / (N D) *of_loss) (codebook[codes[n]] - latents[n]), one rounding an operation in
-// float64 where an input is and else in float32, then rounded to the dtype of the latents; row-major. `of_loss` is a
-// scalar of the loss's dtype.
-VQTOK_CUDA_API int32_t vqtok_cuda_straight_through_backward(const VqtokCudaRows* of_vectors, const void* of_loss,
+// gradient[n] = of_vectors[n] - *weight (codebook[codes[n]] - latents[n]), one rounding an operation in float64 where an
+// input is and else in float32, then rounded to the dtype of the latents; row-major. `weight` is of the loss's dtype.
+VQTOK_CUDA_API int32_t vqtok_cuda_straight_through_backward(const VqtokCudaRows* of_vectors,
                                                             const VqtokCudaRows* latents,
                                                             const VqtokCudaRows* codebook, const int64_t* codes,
-                                                            void* gradient, void* stream);
+                                                            const void* weight, void* gradient, void* stream);

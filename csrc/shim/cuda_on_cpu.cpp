@@ -115,9 +115,11 @@ std::vector<int> order;
 Meeting block_meeting;
 Fiber* current = nullptr;
 Context scheduler;
+#if defined(__SANITIZE_ADDRESS__)
 void* scheduler_fake_stack = nullptr;
 const void* scheduler_stack = nullptr;
 size_t scheduler_stack_bytes = 0;
+#endif
 int alive = 0;
 bool failed = false;
 void (*body)(const void*) = nullptr;

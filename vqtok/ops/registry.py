@@ -141,6 +141,7 @@ def explain(op_name: str, latents: Tensor, codebook: Tensor) -> str:
     >>> import torch
     >>> print(explain("straight_through", torch.zeros(5, 2), torch.zeros(3, 2)))
     straight_through: latents float32 [5, 2] on cpu, codebook float32 [3, 2] on cpu
+      cuda       cannot run: runs on cuda, the latents are on cpu
       reference  taken
     """
     ops = _ops()
