@@ -66,10 +66,12 @@ struct TopGroups {
     int first_group, second_group;
 
     VQTOK_DEVICE void insert(float upper, int group) {
+        const bool leads = upper > first, enters = upper > second;
+        const int displaced = leads ? first_group : group;
         third = fmaxf(third, fminf(second, upper));
-        second_group = upper > first ? first_group : upper > second ? group : second_group;
+        second_group = enters ? displaced : second_group;
         second = fmaxf(second, fminf(first, upper));
-        first_group = upper > first ? group : first_group;
+        first_group = leads ? group : first_group;
         first = fmaxf(first, upper);
     }
 

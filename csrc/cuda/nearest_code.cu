@@ -102,7 +102,8 @@ struct Plan {
 struct Workspace {
     Workspace(const Plan& plan, const float* vectors, const float* half_norms, int64_t K, int64_t D, void* base) {
         Pieces pieces(base);
-        const int64_t padded_K = int64_t{plan.spans} * kSpan, padded_D = int64_t{plan.steps} * kStep;
+        // Columns are equally long; past the last code they are room that is read and not looked at.
+        const int64_t padded_K = int64_t{plan.spans_each} * plan.columns * kSpan, padded_D = int64_t{plan.steps} * kStep;
         book.vectors = vectors;
         book.half_norms = half_norms;
         book.K = K;

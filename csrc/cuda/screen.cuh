@@ -11,7 +11,7 @@
 namespace vqtok {
 
 constexpr int kWarpRows = 32;
-constexpr int kRingSteps = 4;  // most panels of a tile in one place of the ring
+constexpr int kRingSteps = 4;
 constexpr int kPanelBytes = kPanelHalves * 2;
 
 // One launch, for rows first..first+rows-1 of the latents. Column c has the spans c * spans_each and on.
@@ -32,10 +32,13 @@ struct Shape {
     static constexpr int kResident = kResident_;  // steps of latents that fit in registers; 0: any number, in memory
     static constexpr int kThreads = 32 * kRowWarps * kColumnWarps;
     static constexpr int kRows = kWarpRows * kRowWarps;
-    static constexpr int kChunk = kResident > 0 ? kResident : kRingSteps;
-    static constexpr int kRing = kColumnWarps > 1 ? 2 : 3;
-    static constexpr int kPlaceBytes = kColumnWarps * kChunk * kPanelBytes;
-    static constexpr int kBiases = kColumnWarps * kTile;
+    // A place of the ring has, of every column, both tiles of a span or four steps of one tile.
+    static constexpr int kTiles = kResident > 0 ? 2 : 1;
+    static constexpr int kSteps = kResident > 0 ? kResident : kRingSteps;
+    static constexpr int kPanels = kTiles * kSteps;
+    static constexpr int kRing = kPanels * kColumnWarps > 4 ? 2 : 3;
+    static constexpr int kPlaceBytes = kColumnWarps * kPanels * kPanelBytes;
+    static constexpr int kBiases = kColumnWarps * kTiles * kTile * 2;  // floats; see Feeder::finish
     static constexpr int kStagingBytes = ceil_div(kStep * (kRows + 1) * 4, 128) * 128;
     static constexpr int kRingBytes = kRing * kPlaceBytes > kStagingBytes ? kRing * kPlaceBytes : kStagingBytes;
 
@@ -47,10 +50,10 @@ struct Shape {
 // The pieces of shared memory. `staging` and `offsets` are over when the ring begins.
 template <class S>
 struct Shared {
-    char* ring;         // [kRing][kColumnWarps][kChunk] panels
+    char* ring;         // [kRing][kColumnWarps][kPanels]
     float* staging;     // [kStep][kRows + 1], in the ring
     RowBound* bounds;   // [kRows]
-    float* bias;        // [kRing][kBiases]
+    float* bias;        // [kRing][kColumnWarps][kTiles][kTile / 2][4]
     int64_t* offsets;   // [kRows] where a latent begins; -1: there is none
     float* extremes;    // [8]
     uint32_t* latents;  // [kRows / 16][steps][32 lanes][4]
@@ -181,53 +184,61 @@ VQTOK_DEVICE float take_latents(const Screening& task, const Shared<S>& shared) 
 
 // ---- the ring of panels
 
-// Where a warp's column is at a stage: stages count tiles, or chunks of four steps of them.
-struct Place {
-    int64_t tile;
-    int chunk;
-};
-
+// Walks over the panels of all columns of a CTA, a place of the ring at a time; the tiles of a column follow each other
+// in memory. Past the last code there is room and nothing else: what comes from there is not looked at.
 template <class S>
-VQTOK_DEVICE Place place_of(const Screening& task, int column_warp, int stage) {
-    const int chunks = S::kResident > 0 ? 1 : task.book.steps / kRingSteps;
-    const int64_t column = int64_t{blockIdx.y} * S::kColumnWarps + column_warp;
-    const int64_t tile = column * task.spans_each * 2 + stage / chunks, last = int64_t{task.book.spans} * 2 - 1;
-    return {tile < last ? tile : last, stage % chunks};  // beyond the end: loaded, computed, and not looked at
-}
+struct Feeder {
+    static constexpr int kPieces = S::kPanels * kPanelBytes / 16;  // of 16 bytes, of one column
+    static constexpr int kCopies = S::kColumnWarps * kPieces / S::kThreads;
+    static constexpr int kCodes = S::kTiles * kTile;
+    static constexpr int kAll = S::kColumnWarps * kCodes, kEach = ceil_div(kAll, S::kThreads);
+    static_assert(kPieces % S::kThreads == 0);
 
-template <class S>
-VQTOK_DEVICE void start_copies(const Screening& task, const Shared<S>& shared, int stage) {
-    constexpr int pieces = S::kChunk * kPanelBytes / 16;
-    char* to = shared.ring + stage % S::kRing * S::kPlaceBytes;
-    for (int i = threadIdx.x; i < S::kColumnWarps * pieces; i += S::kThreads) {
-        const Place place = place_of<S>(task, i / pieces, stage);
-        const auto* panels = reinterpret_cast<const char*>(task.book.panels) +
-                             (place.tile * task.book.steps + place.chunk * S::kChunk) * kPanelBytes;
-        copy_async(to + i * 16, panels + i % pieces * 16);
+    const char* panels;
+    const float* bias;
+    int64_t panel_column, bias_column;  // from one column to the next
+    int chunk, chunks, place;
+    float scale;
+    float values[kEach];
+
+    VQTOK_DEVICE Feeder(const Screening& task, float scale_of_bias) : values{} {
+        const int64_t first = int64_t{blockIdx.y} * S::kColumnWarps;
+        bias_column = int64_t{task.spans_each} * kSpan;
+        panel_column = bias_column * task.book.steps * (kStep * 2);
+        panels = reinterpret_cast<const char*>(task.book.panels) + first * panel_column + threadIdx.x * 16;
+        bias = task.book.bias + first * bias_column;
+        chunk = place = 0;
+        chunks = task.book.steps / S::kSteps;
+        scale = scale_of_bias;
     }
-}
 
-// Biases travel through registers, because they must be scaled: read before a stage's products, stored after them.
-template <class S>
-struct Biases {
-    static constexpr int kEach = ceil_div(S::kBiases, S::kThreads);
-    float values[kEach] = {};
-
-    VQTOK_DEVICE void read(const Screening& task, int stage, float scale) {
+    // Biases travel through registers, because they must be scaled: read before a place's products, stored after them.
+    VQTOK_DEVICE void start(const Shared<S>& shared) {
+        char* to = shared.ring + place * S::kPlaceBytes + threadIdx.x * 16;
         VQTOK_UNROLL
-        for (int j = 0; j < kEach; ++j) {
-            const int i = threadIdx.x + j * S::kThreads;
-            if (i >= S::kBiases) continue;
-            values[j] = task.book.bias[place_of<S>(task, i / kTile, stage).tile * kTile + i % kTile] * scale;
+        for (int i = 0; i < kCopies; ++i)
+            copy_async(to + i * S::kThreads * 16, panels + i * S::kThreads / kPieces * panel_column +
+                                                      i * S::kThreads % kPieces * 16);
+        VQTOK_UNROLL
+        for (int i = 0; i < kEach; ++i) {
+            const int n = i * S::kThreads + threadIdx.x;
+            if (kAll % S::kThreads == 0 || n < kAll) values[i] = bias[n / kCodes * bias_column + n % kCodes] * scale;
         }
     }
 
-    VQTOK_DEVICE void store(const Shared<S>& shared, int stage) const {
+    // Twice each: a lane of the matrix unit wants the biases of its two columns for two rows, as 16 bytes.
+    VQTOK_DEVICE void finish(const Shared<S>& shared) {
         VQTOK_UNROLL
-        for (int j = 0; j < kEach; ++j) {
-            const int i = threadIdx.x + j * S::kThreads;
-            if (i < S::kBiases) shared.bias[stage % S::kRing * S::kBiases + i] = values[j];
+        for (int i = 0; i < kEach; ++i) {
+            const int n = i * S::kThreads + threadIdx.x;
+            float* to = shared.bias + place * S::kBiases + n / 2 * 4 + n % 2;
+            if (kAll % S::kThreads == 0 || n < kAll) to[0] = to[2] = values[i];
         }
+        panels += S::kPanels * kPanelBytes;
+        place = place + 1 == S::kRing ? 0 : place + 1;
+        if (++chunk < chunks) return;
+        chunk = 0;
+        bias += kCodes;
     }
 };
 
@@ -266,31 +277,35 @@ VQTOK_DEVICE void begin(const Screening& task, const Shared<S>& shared, Thread<S
 }
 
 template <class S>
-VQTOK_DEVICE void begin_tile(const Shared<S>& shared, Thread<S>& thread, int stage) {
-    const auto* bias = reinterpret_cast<const float2*>(shared.bias + stage % S::kRing * S::kBiases +
-                                                       thread.column_warp * kTile);
+VQTOK_DEVICE void begin_tile(const Shared<S>& shared, Thread<S>& thread, int place, int tile) {
+    const auto* bias = reinterpret_cast<const float4*>(shared.bias + place * S::kBiases) +
+                       (thread.column_warp * S::kTiles + tile) * kTile / 2;
     VQTOK_UNROLL
     for (int j = 0; j < 8; ++j) {
-        const float2 start = bias[j * 4 + thread.lane % 4];
+        const float4 start = bias[j * 4 + thread.lane % 4];
         VQTOK_UNROLL
         for (int m = 0; m < 2; ++m) {
-            thread.sums[m][j][0] = thread.sums[m][j][2] = start.x;
-            thread.sums[m][j][1] = thread.sums[m][j][3] = start.y;
+            thread.sums[m][j][0] = start.x;
+            thread.sums[m][j][1] = start.y;
+            thread.sums[m][j][2] = start.z;
+            thread.sums[m][j][3] = start.w;
         }
     }
 }
 
+// Adds the products of the steps that a place of the ring has of a tile.
 template <class S>
-VQTOK_DEVICE void multiply_tile(const Screening& task, const Shared<S>& shared, Thread<S>& thread, int stage, int chunk) {
-    const auto* panels = reinterpret_cast<const uint4*>(shared.ring + stage % S::kRing * S::kPlaceBytes +
-                                                        thread.column_warp * S::kChunk * kPanelBytes);
+VQTOK_DEVICE void multiply_tile(const Screening& task, const Shared<S>& shared, Thread<S>& thread, int place, int tile,
+                                int chunk) {
+    const auto* panels = reinterpret_cast<const uint4*>(
+        shared.ring + place * S::kPlaceBytes + (thread.column_warp * S::kPanels + tile * S::kSteps) * kPanelBytes);
     VQTOK_UNROLL
-    for (int s = 0; s < S::kChunk; ++s) {
+    for (int s = 0; s < S::kSteps; ++s) {
         uint4 a[2];
         VQTOK_UNROLL
         for (int m = 0; m < 2; ++m)
             a[m] = S::kResident > 0 ? thread.latents[m][S::kResident > 0 ? s : 0]
-                                    : latents_of(task, shared, thread, m, chunk * S::kChunk + s);
+                                    : latents_of(task, shared, thread, m, chunk * S::kSteps + s);
         VQTOK_UNROLL
         for (int pair = 0; pair < 4; ++pair) {
             const uint4 b = panels[(s * 4 + pair) * 32 + thread.lane];
@@ -312,52 +327,74 @@ VQTOK_DEVICE float largest_of(const float (&sums)[8][4], int h) {
     return best;
 }
 
+template <class S>
+VQTOK_DEVICE void end_first_tile(Thread<S>& thread) {
+    VQTOK_UNROLL
+    for (int i = 0; i < 4; ++i) thread.best[i / 2][i % 2] = largest_of(thread.sums[i / 2], i % 2);
+}
+
 // The second tile of a span completes four groups, one for each lane of a quad.
 template <class S>
-VQTOK_DEVICE void end_tile(const Screening& task, const Shared<S>& shared, Thread<S>& thread, int64_t tile, bool counts) {
-    const bool completes = tile % 2 == 1;
-    const int group = static_cast<int>(tile / 2) * 4 + thread.lane % 4;
-    GroupBound its_bound = {};
-    if (completes) its_bound = task.book.groups[group];
+VQTOK_DEVICE void end_span(const Screening& task, const Shared<S>& shared, Thread<S>& thread, int span) {
+    if (span >= task.book.spans) return;
+    const int group = span * 4 + thread.lane % 4;
+    const GroupBound its_bound = task.book.groups[group];
     VQTOK_UNROLL
     for (int m = 0; m < 2; ++m) {
         VQTOK_UNROLL
         for (int h = 0; h < 2; ++h) {
-            const float best = largest_of(thread.sums[m], h);
-            thread.best[m][h] = completes ? fmaxf(thread.best[m][h], best) : best;
-            if (completes && counts)
-                thread.tops[m][h].insert(thread.best[m][h] + bound(shared.bounds[thread.row(m, h)], its_bound), group);
+            const float best = fmaxf(thread.best[m][h], largest_of(thread.sums[m], h));
+            thread.tops[m][h].insert(best + bound(shared.bounds[thread.row(m, h)], its_bound), group);
         }
     }
 }
 
+// What a place of the ring has, and what it completes. Returns the span to go on with.
+template <class S>
+VQTOK_DEVICE int use_place(const Screening& task, const Shared<S>& shared, Thread<S>& thread, int place, int stage,
+                           int span) {
+    if (S::kResident > 0) {
+        begin_tile(shared, thread, place, 0);
+        multiply_tile(task, shared, thread, place, 0, 0);
+        end_first_tile(thread);
+        begin_tile(shared, thread, place, 1);
+        multiply_tile(task, shared, thread, place, 1, 0);
+        end_span(task, shared, thread, span);
+        return span + 1;
+    }
+    const int chunks = task.book.steps / S::kSteps, chunk = stage % chunks;
+    if (chunk == 0) begin_tile(shared, thread, place, 0);
+    multiply_tile(task, shared, thread, place, 0, chunk);
+    if (chunk < chunks - 1) return span;
+    const bool second = stage / chunks % 2 == 1;
+    if (second)
+        end_span(task, shared, thread, span);
+    else
+        end_first_tile(thread);
+    return second ? span + 1 : span;
+}
+
 template <class S>
 VQTOK_DEVICE void walk(const Screening& task, const Shared<S>& shared, Thread<S>& thread, float scale) {
-    const int chunks = S::kResident > 0 ? 1 : task.book.steps / kRingSteps;
-    const int stages = task.spans_each * 2 * chunks;
-    const int64_t first_tile = (int64_t{blockIdx.y} * S::kColumnWarps + thread.column_warp) * task.spans_each * 2;
-    Biases<S> biases;
+    Feeder<S> feeder(task, scale);
+    const int stages = task.spans_each * 2 / S::kTiles * feeder.chunks;
     for (int stage = 0; stage < S::kRing - 1; ++stage) {
-        biases.read(task, stage, scale);
-        start_copies(task, shared, stage);
+        if (stage < stages) {
+            feeder.start(shared);
+            feeder.finish(shared);
+        }
         end_copies();
-        biases.store(shared, stage);
     }
+    int span = (static_cast<int>(blockIdx.y) * S::kColumnWarps + thread.column_warp) * task.spans_each, place = 0;
     for (int stage = 0; stage < stages; ++stage) {
         await_copies<S::kRing - 2>();
         __syncthreads();  // this stage has come for all; nobody reads the place that is filled next any more
-        const int next = stage + S::kRing - 1;
-        if (next < stages) {
-            biases.read(task, next, scale);
-            start_copies(task, shared, next);
-        }
+        const bool feeding = stage + S::kRing - 1 < stages;
+        if (feeding) feeder.start(shared);
         end_copies();
-        const int chunk = stage % chunks;
-        const int64_t tile = first_tile + stage / chunks;
-        if (chunk == 0) begin_tile(shared, thread, stage);
-        multiply_tile(task, shared, thread, stage, chunk);
-        if (chunk == chunks - 1) end_tile(task, shared, thread, tile, tile / 2 < task.book.spans);
-        if (next < stages) biases.store(shared, next);
+        span = use_place(task, shared, thread, place, stage, span);
+        if (feeding) feeder.finish(shared);
+        place = place + 1 == S::kRing ? 0 : place + 1;
     }
     await_copies<0>();
 }
