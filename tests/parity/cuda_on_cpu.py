@@ -1,6 +1,7 @@
 """Builds csrc/cuda for the CPU (csrc/shim) and puts it where vqtok.ops.cuda expects the CUDA library."""
 
 import ctypes
+import os
 import shutil
 import subprocess
 import time
@@ -11,8 +12,9 @@ import torch
 
 from vqtok.ops import cuda
 
-ROOT = Path(__file__).parents[2]
-SOURCES = [*sorted((ROOT / "csrc/cuda").glob("*.cu")), ROOT / "csrc/shim/cuda_on_cpu.cpp"]
+CSRC = Path(os.environ.get("VQTOK_TEST_CSRC", Path(__file__).parents[2] / "csrc"))
+"""Another copy, where test_cuda_mutations.py has broken a line of it."""
+SOURCES = [*sorted((CSRC / "cuda").glob("*.cu")), CSRC / "shim/cuda_on_cpu.cpp"]
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 EXACT, CUT, WRONG = range(3)
 """How the shim multiplies tiles: nearly exact, as coarse as tensor cores, or as wrong as the certificate allows."""
@@ -22,8 +24,8 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
-def command(target: Path, *options: str, sources=SOURCES, root=ROOT) -> list[str]:
-    includes = [f"-I{root / 'csrc' / folder}" for folder in ("include", "cuda", "shim")]
+def command(target: Path, *options: str, sources=SOURCES) -> list[str]:
+    includes = [f"-I{CSRC / folder}" for folder in ("include", "cuda", "shim")]
     exact = ("-std=c++17", "-ffp-contract=off", "-fvisibility=hidden")
     return [str(x) for x in ("g++", *exact, *WARNINGS, *options, *includes, "-o", target, "-x", "c++", *sources)]
 
@@ -39,8 +41,9 @@ def build(folder: Path) -> Path:
                 return library
             time.sleep(0.1)
         raise TimeoutError(f"{library} was not built by the test process that began it") from None
+    speed = "-O1" if "VQTOK_TEST_CSRC" in os.environ else "-O2"
     done = subprocess.run(
-        command(folder / "unfinished.so", "-O2", "-fPIC", "-shared"), capture_output=True, text=True, check=False
+        command(folder / "unfinished.so", speed, "-fPIC", "-shared"), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return (folder / "unfinished.so").rename(library)
