@@ -17,23 +17,23 @@ MUTATIONS = {
         "return 0.0f * static_cast<float>(padded_D);",
         "test_ties_are_not_decided",
     ),
-    "an eighth of the bound for the products": (
+    "a sixteenth of the bound for the products": (
         "cuda/certificate.cuh",
         "static_cast<float>(padded_D + 2) * 0x1p-21f",
-        "static_cast<float>(padded_D + 2) * 0x1p-24f",
+        "static_cast<float>(padded_D + 2) * 0x1p-25f",
         "test_ties_are_not_decided",
     ),
     "no rounding of the latents": (
         "cuda/screen.cuh",
         "return {safe ? error * kRaise + kTiny : INFINITY,",
         "return {safe ? 0.0f * error : INFINITY,",
-        "test_no_true_winner_is_screened_out",
+        "test_what_rounding_does_to_latents",
     ),
     "no rounding of the codes": (
         "cuda/codebook.cuh",
         "(norms.error + 0x1p-24f * norms.length +",
         "(0x1p-24f * norms.length +",
-        "test_no_true_winner_is_screened_out",
+        "test_what_rounding_does_to_codes",
     ),
     "no rounding of the float32 chain": (
         "cuda/certificate.cuh",
@@ -51,18 +51,18 @@ MUTATIONS = {
         "cuda/certificate.cuh",
         "third = fmaxf(third, fminf(second, upper));",
         "",
-        "test_ties_are_not_decided or test_nearest_code_is_the_references_on_every_kind_of_data",
+        "test_a_third_group_is_seen or test_ties_are_not_decided",
     ),
     "the third group of other lanes is forgotten": (
         "cuda/certificate.cuh",
         "third = fmaxf(third, other.third);",
         "",
-        "test_codes_are_shared_out_and_walked_over",
+        "test_a_third_group_is_seen",
     ),
     "overflow of the chain is not foreseen": (
         "cuda/screen.cuh",
         "const bool safe = original / scale * longest + heaviest < 0x1p120f &&",
-        "const bool safe = original > -1 &&",
+        "const bool safe = original / scale * longest + heaviest >= 0.0f &&",
         "test_nearest_code_is_the_references_on_every_kind_of_data or test_codes_beyond_float32",
     ),
     "nothing is ever left to the exact scan": (

@@ -117,14 +117,52 @@ def test_what_float16_cannot_decide_is_left_to_the_exact_scan(shim, kind):
     assert shim.undecided() >= 180
 
 
-@pytest.mark.parametrize("dim", [3, 16, 24, 64])
-def test_ties_are_not_decided_by_products_as_wrong_as_the_bound_allows(shim, dim):
-    """Latents and codes that float16 holds: the bound is the products' alone, and every latent has a tie."""
-    latents, codes = lattice(150, dim), lattice(170, dim, seed=1)
-    codebook = torch.cat([codes, gauss(20, dim), codes])[:, torch.randperm(dim, generator=generator(3))]
+def test_ties_are_not_decided_by_products_as_wrong_as_the_bound_allows(shim):
+    """Latents and codes that float16 holds, around a mean of zero: the bound is that of products and chain alone."""
+    signs = gauss(16, 16).sign()
+    codebook = torch.cat([signs, -signs]).repeat(9, 1)
     for seed in range(4):
         shim.configure(seed=seed, arithmetic=WRONG)
-        assert_reference(latents, codebook)
+        assert_reference(signs.repeat(5, 1), codebook, torch.zeros(len(codebook)))
+
+
+def rivals(vectors, places, vocab_size):
+    """A codebook of zeros but for vectors at some places and their negatives at the end, so that the mean is zero."""
+    codebook = torch.zeros(vocab_size, vectors.shape[1])
+    codebook[places], codebook[-len(places) :] = vectors, -vectors
+    return codebook
+
+
+def test_what_rounding_does_to_latents_is_in_the_bound(shim):
+    """Codes that float16 holds, and latents that are nearly as near to one as to the other."""
+    vectors = torch.randint(-8, 9, (2, 12), generator=generator(0)).float()
+    apart = (vectors[0] - vectors[1]).double()
+    latents = vectors.mean(0) + gauss(400, 12).double()
+    latents -= ((latents @ apart) / apart.square().sum())[:, None] * apart
+    latents += 1e-6 * gauss(400, 12, seed=1)
+    assert_reference(latents.float(), rivals(vectors, [70, 5], 128), torch.zeros(128))
+    assert shim.undecided() == 0
+
+
+def test_what_rounding_does_to_codes_is_in_the_bound(shim):
+    """Latents that float16 holds, and two codes that are nearly as near."""
+    for seed in range(40):
+        latent = torch.randint(-8, 9, (12,), generator=generator(seed)).double()
+        vectors = gauss(2, 12, seed=seed).double() + latent / 8
+        vectors[1] += ((vectors[0] - vectors[1]) @ latent / latent.square().sum() + 1e-8 * (-1) ** seed) * latent
+        assert_reference(latent.float()[None], rivals(vectors.float(), [70, 5], 128), torch.zeros(128))
+        assert shim.undecided() == 0
+
+
+@pytest.mark.parametrize("lane", range(4))
+def test_a_third_group_is_seen_wherever_it_is(shim, lane):
+    """Three equal codes that one lane of a quad meets in its column, one after the other; the first must win."""
+    vector = gauss(1, 8).sign()
+    codebook = rivals(vector.repeat(3, 1), [128 * span + 32 * lane for span in range(3)], 8500)
+    for seed in range(3):
+        shim.configure(seed=seed, arithmetic=WRONG)
+        assert_reference(vector.repeat(20, 1), codebook, torch.zeros(8500))
+        assert shim.undecided() == 20
 
 
 @pytest.mark.parametrize("seed", range(3))
