@@ -13,6 +13,7 @@ constexpr int kPanelHalves = kTile * kStep;   // one tile, one step
 constexpr int kMeanCodes = 512;
 constexpr int kPrepareThreads = 256;
 constexpr int kPrepareWarps = kPrepareThreads / 32;
+constexpr int64_t kMeasureBlocks = 264;
 
 // What has to be known of all codes before any can be scaled. Begins with what callers may look at.
 struct Header {
@@ -109,11 +110,19 @@ __global__ void find_mean(Codebook book) {
     book.mean[d] = fabsf(mean) < 0x1p100f ? mean : 0.0f;
 }
 
-// One warp a code: the extremes that scales and bounds need.
-__global__ void measure(Codebook book) {
-    const int lane = threadIdx.x % 32;
-    const int64_t k = int64_t{blockIdx.x} * kPrepareWarps + threadIdx.x / 32;
-    if (!takes_part(book, k)) return;
+// The extremes that scales and bounds need.
+struct Extremes {
+    float largest, least_bias, longest, largest_norm;
+
+    VQTOK_DEVICE void add(const Extremes& other) {
+        largest = fmaxf(largest, other.largest);
+        least_bias = fminf(least_bias, other.least_bias);
+        longest = fmaxf(longest, other.longest);
+        largest_norm = fmaxf(largest_norm, other.largest_norm);
+    }
+};
+
+VQTOK_DEVICE Extremes measure_code(const Codebook& book, int64_t k, int lane) {
     float largest = 0, squares = 0;
     double product = 0;
     for (int64_t d = lane; d < book.D; d += 32) {
@@ -122,17 +131,27 @@ __global__ void measure(Codebook book) {
         squares += e * e;
         product += double{m} * (double{e} - double{m});
     }
-    largest = warp_max(largest);
-    squares = warp_sum(squares);
-    product = warp_sum(product);
-    if (lane > 0) return;
     const float h = book.half_norms[k];
-    const double shift = double{h} - product;
-    book.shift[k] = shift;
-    atomicMax(&book.header->largest, __float_as_uint(largest));
-    atomicMin(&book.header->least_bias, to_ordered(static_cast<float>(shift)));
-    atomicMax(&book.header->longest, __float_as_uint(sqrtf(squares) * kRaise));
-    atomicMax(&book.header->largest_norm, __float_as_uint(fabsf(h)));
+    const double shift = double{h} - warp_sum(product);
+    if (lane == 0) book.shift[k] = shift;
+    return {warp_max(largest), static_cast<float>(shift), sqrtf(warp_sum(squares)) * kRaise, fabsf(h)};
+}
+
+// A warp takes one code after the other; only blocks meet in global memory, where all would stand in a queue.
+__global__ void measure(Codebook book) {
+    auto* of_warps = reinterpret_cast<Extremes*>(shared_memory());
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    Extremes mine = {0, INFINITY, 0, 0};
+    for (int64_t k = int64_t{blockIdx.x} * kPrepareWarps + warp; k < book.K; k += int64_t{gridDim.x} * kPrepareWarps)
+        if (takes_part(book, k)) mine.add(measure_code(book, k, lane));
+    if (lane == 0) of_warps[warp] = mine;
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    for (int w = 1; w < kPrepareWarps; ++w) mine.add(of_warps[w]);
+    atomicMax(&book.header->largest, __float_as_uint(mine.largest));
+    atomicMin(&book.header->least_bias, to_ordered(mine.least_bias));
+    atomicMax(&book.header->longest, __float_as_uint(mine.longest));
+    atomicMax(&book.header->largest_norm, __float_as_uint(mine.largest_norm));
 }
 
 // What one warp measures of one code while it writes it.
@@ -173,48 +192,55 @@ VQTOK_DEVICE float fixed_bound(const Codebook& book, int64_t k, float scale, flo
            kRaise;
 }
 
+// -b_k, scaled, from the least of them on.
+VQTOK_DEVICE float bias_of(const Codebook& book, int64_t k, float scale, float reference) {
+    return takes_part(book, k) ? static_cast<float>(-(book.shift[k] - double{reference}) * double{scale}) : -INFINITY;
+}
+
 // The bounds of one code as if it were alone in its group.
-VQTOK_DEVICE GroupBound pack_bounds(const Codebook& book, int64_t k, float scale, const CodeNorms& norms, int lane) {
-    const float reference = from_ordered(book.header->least_bias);
-    const bool present = takes_part(book, k);
-    const float bias = present ? static_cast<float>(-(book.shift[k] - double{reference}) * double{scale}) : -INFINITY;
-    if (lane == 0) {
-        book.bias[tile_of_code(k) * kTile + column_of_code(k)] = bias;
-        if (present) atomicMax(&book.header->largest_bias, __float_as_uint(fabsf(bias)));
-    }
-    if (!present) return {};
+VQTOK_DEVICE GroupBound bounds_of(const Codebook& book, int64_t k, float scale, float reference,
+                                  const CodeNorms& norms) {
+    if (!takes_part(book, k)) return {};
+    const float bias = bias_of(book, k, scale, reference);
     return {norms.length * (1 + 0x1p-22f),
             (norms.error + 0x1p-24f * norms.length + gamma_bound(int64_t{book.steps} * kStep) * norms.rounded) * kRaise,
             kappa_bound(book.D) * norms.original * kRaise,
             fixed_bound(book, k, scale, bias, norms, reference)};
 }
 
-// One block a group: a warp writes four codes, then the first warp takes the largest of 32 bounds.
+// One block a group: a warp writes four codes, then the first warp takes the largest of 32 bounds, a lane a code.
 __global__ void pack(Codebook book) {
     GroupBound* bounds = reinterpret_cast<GroupBound*>(shared_memory());
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int64_t first = int64_t{blockIdx.x} * kGroup;
     // Codes that are all alike have tiny differences from their mean: |e| in the same units must not overflow.
     const int room = 60 - exponent_of(__uint_as_float(book.header->longest));
     const float scale = scale_for(__uint_as_float(book.header->largest), room < 100 ? room : 100);
+    const float reference = from_ordered(book.header->least_bias);
     for (int i = warp; i < kGroup; i += kPrepareWarps) {
-        const int64_t k = int64_t{blockIdx.x} * kGroup + i;
-        const CodeNorms norms = pack_code(book, k, scale, lane);
-        const GroupBound mine = pack_bounds(book, k, scale, norms, lane);
-        if (lane == 0) bounds[i] = mine;
+        const CodeNorms norms = pack_code(book, first + i, scale, lane);
+        if (lane == 0) bounds[i] = bounds_of(book, first + i, scale, reference, norms);
     }
     __syncthreads();
     if (warp > 0) return;
     const GroupBound mine = bounds[lane];
     const GroupBound most = {warp_max(mine.code_length), warp_max(mine.code_error), warp_max(mine.chain),
                              warp_max(mine.fixed)};
-    if (lane == 0) book.groups[blockIdx.x] = most;
+    const float bias = bias_of(book, first + lane, scale, reference);
+    book.bias[tile_of_code(first + lane) * kTile + column_of_code(first + lane)] = bias;
+    const float largest_bias = warp_max(takes_part(book, first + lane) ? fabsf(bias) : 0.0f);
+    if (lane > 0) return;
+    book.groups[blockIdx.x] = most;
+    atomicMax(&book.header->largest_bias, __float_as_uint(largest_bias));
 }
 
 inline void prepare(const Codebook& book, void* stream) {
     const auto blocks = [](int64_t n) { return dim3(static_cast<unsigned>(n)); };
     VQTOK_LAUNCH(find_mean, blocks(ceil_div<int64_t>(int64_t{book.steps} * kStep, 32)), dim3(kPrepareThreads),
                  kPrepareWarps * 32 * sizeof(float), stream, book);
-    VQTOK_LAUNCH(measure, blocks(ceil_div<int64_t>(book.K, kPrepareWarps)), dim3(kPrepareThreads), 0, stream, book);
+    const int64_t of_codes = ceil_div<int64_t>(book.K, kPrepareWarps);
+    VQTOK_LAUNCH(measure, blocks(of_codes < kMeasureBlocks ? of_codes : kMeasureBlocks), dim3(kPrepareThreads),
+                 kPrepareWarps * sizeof(Extremes), stream, book);
     VQTOK_LAUNCH(pack, blocks(int64_t{book.spans} * (kSpan / kGroup)), dim3(kPrepareThreads),
                  kGroup * sizeof(GroupBound), stream, book);
 }

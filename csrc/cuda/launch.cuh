@@ -54,9 +54,13 @@ class Pieces {
     explicit Pieces(void* base) : base_(static_cast<char*>(base)) {}
     template <class T>
     T* take(int64_t count) {
-        const int64_t offset = used_;
-        used_ += ceil_div<int64_t>(count * static_cast<int64_t>(sizeof(T)), 256) * 256;
-        return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + offset);
+        const int64_t offset = used_, bytes = count * static_cast<int64_t>(sizeof(T));
+        used_ += (bytes / 256 + 1) * 256;  // never without a gap
+        if (base_ == nullptr) return nullptr;
+#if !defined(__CUDACC__)
+        vqtok_shim::fence(base_ + offset, bytes, used_ - offset - bytes);
+#endif
+        return reinterpret_cast<T*>(base_ + offset);
     }
     int64_t used() const { return used_; }
 

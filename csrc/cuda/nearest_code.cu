@@ -130,6 +130,11 @@ struct Workspace {
     int64_t bytes = 0;
 };
 
+// What every GPU since compute capability 8.0 gives a CTA; 8.6, 8.9 and 12.0 give no more.
+constexpr int64_t kSharedBytes = 99 * 1024;
+static_assert(Shape<4, 1, 4>::shared_bytes(4) <= kSharedBytes && Shape<4, 1, 0>::shared_bytes(16) <= kSharedBytes);
+static_assert(Shape<2, 2, 0>::shared_bytes(32) <= kSharedBytes && Shape<1, 2, 0>::shared_bytes(64) <= kSharedBytes);
+
 int32_t launch_screen(const Plan& plan, const Screening& task, void* stream) {
     if (plan.row_warps == 1) return launch_shape<Shape<1, 2, 0>>(task, stream);
     if (plan.row_warps == 2) return launch_shape<Shape<2, 2, 0>>(task, stream);

@@ -40,32 +40,33 @@ struct Shape {
     static constexpr int kPlaceBytes = kColumnWarps * kPanels * kPanelBytes;
     static constexpr int kBiases = kColumnWarps * kTiles * kTile * 2;  // floats; see Feeder::finish
     static constexpr int kStagingBytes = ceil_div(kStep * (kRows + 1) * 4, 128) * 128;
-    static constexpr int kRingBytes = kRing * kPlaceBytes > kStagingBytes ? kRing * kPlaceBytes : kStagingBytes;
+    static constexpr int kRingBytes = kRing * kPlaceBytes;
+    static_assert(kStagingBytes + kRows * 8 + 32 <= kRingBytes);
 
-    static int64_t shared_bytes(int steps) {
-        return kRingBytes + kRing * kBiases * 4 + kRows * (16 + 8) + 32 + int64_t{kRows} * steps * kStep * 2;
+    static constexpr int64_t shared_bytes(int steps) {
+        return kRingBytes + kRing * kBiases * 4 + kRows * 16 + int64_t{kRows} * steps * kStep * 2;
     }
 };
 
-// The pieces of shared memory. `staging` and `offsets` are over when the ring begins.
+// The pieces of shared memory. Staging, offsets and extremes are in the ring and over when it begins.
 template <class S>
 struct Shared {
     char* ring;         // [kRing][kColumnWarps][kPanels]
-    float* staging;     // [kStep][kRows + 1], in the ring
-    RowBound* bounds;   // [kRows]
-    float* bias;        // [kRing][kColumnWarps][kTiles][kTile / 2][4]
+    float* staging;     // [kStep][kRows + 1]
     int64_t* offsets;   // [kRows] where a latent begins; -1: there is none
     float* extremes;    // [8]
+    RowBound* bounds;   // [kRows]
+    float* bias;        // [kRing][kColumnWarps][kTiles][kTile / 2][4]
     uint32_t* latents;  // [kRows / 16][steps][32 lanes][4]
 
     VQTOK_DEVICE explicit Shared(char* at)
         : ring(at),
           staging(reinterpret_cast<float*>(at)),
+          offsets(reinterpret_cast<int64_t*>(at + S::kStagingBytes)),
+          extremes(reinterpret_cast<float*>(offsets + S::kRows)),
           bounds(reinterpret_cast<RowBound*>(at + S::kRingBytes)),
           bias(reinterpret_cast<float*>(bounds + S::kRows)),
-          offsets(reinterpret_cast<int64_t*>(bias + S::kRing * S::kBiases)),
-          extremes(reinterpret_cast<float*>(offsets + S::kRows)),
-          latents(reinterpret_cast<uint32_t*>(extremes + 8)) {}
+          latents(reinterpret_cast<uint32_t*>(bias + S::kRing * S::kBiases)) {}
 };
 
 // ---- latents, from wherever they lie to the registers of the matrix unit

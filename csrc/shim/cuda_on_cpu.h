@@ -53,6 +53,9 @@ char* shared_memory();
 void sync_threads(int line);
 cudaError_t take_error();
 
+// Of a piece of a workspace: the gap that follows it is nobody's, and the address sanitizer sees who reads there.
+void fence(const void* piece, int64_t bytes, int64_t gap);
+
 // Every lane of the warp hands in `bytes` bytes at `mine`; each gets all 32 lanes' at the returned place, valid until
 // its next collective but one. `line` tells collectives apart: all lanes must stand at the same one.
 const char* exchange(const void* mine, size_t bytes, int line);

@@ -230,7 +230,9 @@ def test_backends_are_chosen_by_name_and_say_why_not(monkeypatch, tmp_path):
     monkeypatch.setenv("VQTOK_BACKEND", "reference")
     assert "reference  taken, as asked for" in explain("nearest_code", latents, codebook)
     monkeypatch.setenv("VQTOK_BACKEND", "fastest")
-    with pytest.raises(ConfigError, match="expected VQTOK_BACKEND to name a backend, one of cpu, cuda, reference, screened"):
+    with pytest.raises(
+        ConfigError, match="expected VQTOK_BACKEND to name a backend, one of cpu, cuda, reference, screened"
+    ):
         nearest_code(latents, codebook)
     with pytest.raises(ConfigError, match="got 'gpu'"), use_backend("gpu"):
         pass

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.parity.cuda_on_cpu import CUT, EXACT, SOURCES, WRONG, CudaOnCpu, build, command, compiler
-from tests.parity.kinds import KINDS, ORDINARY, gauss, generator, lattice
+from tests.parity.kinds import KINDS, ORDINARY, gauss, generator
 from vqtok.errors import BackendUnavailable, ResourceError
 from vqtok.ops import cuda, half_squared_norms, reference
 
@@ -203,7 +203,8 @@ def test_latents_that_are_not_finite_spoil_no_others(shim, bad):
     codes = cuda.nearest_code(latents, codebook, half_squared_norms(codebook))
     good = latents.isfinite().all(1)
     assert torch.equal(codes[good], expected[good])
-    assert 0 <= codes.min() and codes.max() < 150
+    assert codes.min() >= 0
+    assert codes.max() < 150
 
 
 STRIDED = {
@@ -303,7 +304,10 @@ def test_the_gradient_of_the_latents_rounds_as_torch_does(shim, view, dtype, cod
     latents, codebook = STRIDED[view](gauss(2, 7, 5, 6).to(dtype)), gauss(9, 7, seed=1).to(codebook_dtype)
     codes = torch.randint(9, latents.shape[:-1], generator=generator(2))
     weight = torch.tensor(0.3, dtype=reference.difference(codebook, latents[..., :1, :]).dtype)
-    for gradient in (gauss(*latents.shape, seed=3).to(codebook_dtype), gauss(1).to(codebook_dtype).expand(latents.shape)):
+    for gradient in (
+        gauss(*latents.shape, seed=3).to(codebook_dtype),
+        gauss(1).to(codebook_dtype).expand(latents.shape),
+    ):
         came = cuda.straight_through_backward(gradient, latents, codebook, codes, weight)
         expected = gradient - weight * reference.difference(codebook[codes], latents)
         assert torch.equal(came, expected.to(dtype))

@@ -1,7 +1,7 @@
 """The CUDA library behind ctypes (csrc/cuda), loaded on first use; without it or a GPU, a reason and never a crash.
 
-Calls allocate with torch, run on torch's current stream and never wait for the device, so they can be captured in a CUDA
-graph.
+Calls allocate with torch, run on torch's current stream and never wait for the device, so they can be captured in a
+CUDA graph.
 """
 
 from __future__ import annotations
