@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from functools import cache
 from pathlib import Path
 
@@ -161,3 +162,13 @@ def test_a_wish_that_is_none_is_refused(tmp_path):
     done = setup(tmp_path, "yes", WORKING)
     assert done.returncode != 0
     assert "expected VQTOK_CUDA to be 0, 1 or auto, got 'yes'" in done.stderr
+
+
+def test_the_source_distribution_holds_what_the_library_is_made_of(tmp_path):
+    command = [sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    packed = {name.split("/", 1)[1] for name in tarfile.open(archive).getnames() if "/" in name}
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*") if p.is_file()}
+    assert sources <= packed
