@@ -28,7 +28,16 @@ CPU = Extension(
     depends=sorted(glob("csrc/**/*.h", recursive=True)),
     include_dirs=["csrc/include"],
     # One rounding where the source says one: no contraction, and never -ffast-math (kernel.h refuses it).
-    extra_compile_args=["-std=c++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-fno-fast-math", "-g0"],
+    extra_compile_args=[
+        "-std=c++17",
+        "-O3",
+        "-ffp-contract=off",
+        "-fvisibility=hidden",
+        "-fno-fast-math",
+        "-g0",
+        "-Wno-maybe-uninitialized",
+        "-Wno-uninitialized",
+    ],
     language="c++",
     optional=True,
 )

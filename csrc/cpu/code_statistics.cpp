@@ -1,42 +1,32 @@
-// code_statistics: every thread owns a range of codes and walks all rows in order, so no sum depends on the threads.
-#include <algorithm>
+// code_statistics, and the codebook's gradient, which is the same sum of other terms.
 #include <cstdint>
 #include <new>
 
+#include "by_code.h"
 #include "kernel.h"
-#include "parallel.h"
-#include "rows.h"
 #include "vqtok_cpu.h"
-
-namespace {
-
-void add_row(const float* row, int64_t stride, int64_t D, double* sum) {
-    if (stride == 1)  // the compiler makes vectors of this one; each sum still gets its rows one by one
-        for (int64_t d = 0; d < D; ++d) sum[d] += row[d];
-    else
-        for (int64_t d = 0; d < D; ++d) sum[d] += row[d * stride];
-}
-
-}  // namespace
 
 int64_t vqtok_code_statistics(const VqtokRows* latents, const int64_t* codes, int64_t K, int64_t* counts, float* sums,
                               int32_t threads) {
-    const int64_t N = latents->N, D = latents->D;
+    const int64_t D = latents->D;
     try {
-        const vqtok::Buffer<double> exact(K * D);
-        const int parts = vqtok::useful_threads(static_cast<double>(N + K) * static_cast<double>(D), K, threads);
-        vqtok::parallel(parts, parts, [&](int64_t part, int) {
-            const int64_t begin = K * part / parts, end = K * (part + 1) / parts;
-            std::fill(counts + begin, counts + end, 0);
-            std::fill(exact.get() + begin * D, exact.get() + end * D, 0.0);
-            for (int64_t n = 0; n < N; ++n) {
-                const int64_t k = codes[n];
-                if (k < begin || k >= end) continue;
-                ++counts[k];
-                add_row(latents->data + vqtok::row_offset(*latents, n), latents->stride_d, D, exact.get() + k * D);
-            }
-            for (int64_t i = begin * D; i < end * D; ++i) sums[i] = static_cast<float>(exact.get()[i]);
-        });
+        vqtok::sum_by_code(
+            *latents, codes, K, counts, threads, [](int64_t, int64_t, float x) { return static_cast<double>(x); },
+            [=](int64_t k, int64_t d, double sum) { sums[k * D + d] = static_cast<float>(sum); });
+        return kDone;
+    } catch (const std::bad_alloc&) {
+        return kNoMemory;
+    }
+}
+
+int64_t vqtok_codebook_backward(const VqtokRows* latents, const float* codebook, const int64_t* codes, int64_t K,
+                                float weight, float* of_codebook, int32_t threads) {
+    const int64_t D = latents->D;
+    try {
+        vqtok::sum_by_code(
+            *latents, codes, K, nullptr, threads,
+            [=](int64_t k, int64_t d, float x) { return static_cast<double>(codebook[k * D + d] - x); },
+            [=](int64_t k, int64_t d, double sum) { of_codebook[k * D + d] = weight * static_cast<float>(sum); });
         return kDone;
     } catch (const std::bad_alloc&) {
         return kNoMemory;

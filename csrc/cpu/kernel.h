@@ -1,4 +1,7 @@
-// One scan kernel an instruction set; nearest_code.cpp packs the data as the kernel asks and picks the kernel.
+// What the kernels of one instruction set work on. Latents stand in the lanes of vector registers, codes are broadcast:
+// the running best of a latent stays in its lane, and no step reduces across lanes.
+//
+// N: latents, K: codes, D: dimensions of a latent.
 #pragma once
 
 #include <cstdint>
@@ -13,26 +16,41 @@
 #define VQTOK_X86 0
 #endif
 
+// GCC 8 and 9 know no bfloat16 instructions.
+#if VQTOK_X86 && (defined(__clang__) || __GNUC__ >= 10)
+#define VQTOK_X86_BF16 1
+#else
+#define VQTOK_X86_BF16 0
+#endif
+
+#if defined(__aarch64__) && !defined(VQTOK_PORTABLE)
+#define VQTOK_ARM64 1
+#else
+#define VQTOK_ARM64 0
+#endif
+
 namespace vqtok {
 
-// A tile is `rows` latents packed as [D][rows]; a panel is `width` codes packed as [D][width], width = lanes * vectors.
-// Each latent keeps, for every lane, the best score so far and the number of the code vector it came from
-// (code = number * lanes + lane), so the scan has no reduction across lanes; that happens once, at the end.
+constexpr int kPanel = 16;      // codes in a panel
+constexpr int kMaxStrips = 6;   // registers of latents in a tile, at most
+constexpr int kMaxTile = 48;    // latents in a tile, at most
+
+// A tile of latents against all panels of codes. A strip is one register of latents.
 struct Scan {
-    const float* tiles;          // [tile_count][D][rows]
-    int64_t tile_count;
-    const float* panels;         // [panel_count][D][width]
-    const float* start;          // [panel_count][width], -half_norms; -infinity where the panel is padded
+    const float* tile;    // [D][strips * lanes]
+    int strips;
+    const float* panels;  // [panel_count][D][kPanel]
+    const float* start;   // [panel_count][kPanel]: -half_norms; -infinity where the last panel is padded
     int64_t panel_count;
     int64_t D;
-    float* best;                 // [tile_count][rows][lanes]
-    int32_t* best_vector;        // [tile_count][rows][lanes]
+    float* best;          // [strips * lanes], the largest score
+    int32_t* best_code;   // [strips * lanes], the lowest code that has it
 };
 
+// The kernel that decides: float32, one fused multiply-add over d = 0..D-1.
 struct Kernel {
-    int rows;
-    int width;
     int lanes;
+    int strips;  // of a full tile
     void (*scan)(const Scan&);
 };
 
@@ -40,6 +58,9 @@ extern const Kernel kScalarKernel;
 #if VQTOK_X86
 extern const Kernel kAvx2Kernel;
 extern const Kernel kAvx512Kernel;
+#endif
+#if VQTOK_ARM64
+extern const Kernel kNeonKernel;
 #endif
 
 }  // namespace vqtok

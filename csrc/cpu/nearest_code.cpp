@@ -1,22 +1,24 @@
-// nearest_code: packs codebook and latents, shares blocks of latents among threads, reduces the lanes.
+// nearest_code: shares tiles of latents among threads, screens where the codebook was packed for it, decides.
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <limits>
+#include <memory>
 #include <new>
+#include <vector>
 
 #include "kernel.h"
+#include "packed.h"
 #include "parallel.h"
 #include "rows.h"
+#include "screening.h"
 #include "vqtok_cpu.h"
 
 namespace vqtok {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
-constexpr int64_t kBlockBytes = 192 * 1024;  // packed latents of one block: under half of a small L2
-constexpr int64_t kBlockRows = 192;
-constexpr int kMaxRows = 16;
+constexpr int64_t kTrial = 512;  // latents after which screening has to have shown that it pays
 
 const Kernel* kernel_for(int32_t instruction_set) {
     if (instruction_set == 0) return &kScalarKernel;
@@ -26,49 +28,10 @@ const Kernel* kernel_for(int32_t instruction_set) {
     if (instruction_set == 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &kAvx2Kernel;
     if (instruction_set == 2 && __builtin_cpu_supports("avx512f")) return &kAvx512Kernel;
 #endif
+#if VQTOK_ARM64
+    if (instruction_set == 3) return &kNeonKernel;
+#endif
     return nullptr;
-}
-
-void pack_panel(const float* codebook, const float* half_norms, int64_t K, int64_t D, int width, int64_t p,
-                float* panel, float* start) {
-    for (int w = 0; w < width; ++w) {
-        const int64_t k = p * width + w;
-        start[w] = k < K ? -half_norms[k] : kNever;
-        for (int64_t d = 0; d < D; ++d) panel[d * width + w] = k < K ? codebook[k * D + d] : 0.0f;
-    }
-}
-
-// Packs `rows` latents from row `first`; returns the first of them that is not finite, or -1.
-int64_t pack_tile(const VqtokRows& latents, int64_t first, int rows, float* tile) {
-    const int present = static_cast<int>(std::min<int64_t>(rows, latents.N - first));
-    const float* source[kMaxRows];
-    float poison[kMaxRows] = {};  // 0 * x is 0 for every finite x and NaN for all others
-    for (int r = 0; r < present; ++r) source[r] = latents.data + row_offset(latents, first + r);
-    for (int64_t d = 0; d < latents.D; ++d) {
-        for (int r = 0; r < present; ++r) {
-            const float x = source[r][d * latents.stride_d];
-            tile[d * rows + r] = x;
-            poison[r] += 0.0f * x;
-        }
-        for (int r = present; r < rows; ++r) tile[d * rows + r] = 0.0f;
-    }
-    for (int r = 0; r < present; ++r)
-        if (poison[r] != 0.0f) return first + r;
-    return -1;
-}
-
-// The largest score over the lanes, ties to the lowest code.
-int64_t winner(const float* best, const int32_t* best_vector, int lanes) {
-    float top = best[0];
-    int64_t code = static_cast<int64_t>(best_vector[0]) * lanes;
-    for (int lane = 1; lane < lanes; ++lane) {
-        const int64_t other = static_cast<int64_t>(best_vector[lane]) * lanes + lane;
-        if (best[lane] > top || (best[lane] == top && other < code)) {
-            top = best[lane];
-            code = other;
-        }
-    }
-    return code;
 }
 
 void lower_to(std::atomic<int64_t>& target, int64_t value) {
@@ -77,54 +40,182 @@ void lower_to(std::atomic<int64_t>& target, int64_t value) {
     }
 }
 
-// One call's shape: how many tiles make a block, and what a worker needs for it.
-struct Plan {
-    Plan(const Kernel& kernel, int64_t N, int64_t K, int64_t D, int limit) : panels((K + kernel.width - 1) / kernel.width) {
-        const int64_t tiles = (N + kernel.rows - 1) / kernel.rows;
-        threads = useful_threads(static_cast<double>(N) * static_cast<double>(K) * static_cast<double>(D), tiles, limit);
-        const int64_t fitting = std::min(kBlockBytes / (D * 4), kBlockRows) / kernel.rows;
-        block_tiles = std::clamp<int64_t>((tiles + threads - 1) / threads, 1, std::max<int64_t>(fitting, 1));
-        block_rows = block_tiles * kernel.rows;
-        blocks = (N + block_rows - 1) / block_rows;
+// Latents that go through the deciding kernel together: gathered as rows, scanned as a tile.
+class ExactTile {
+  public:
+    ExactTile(const Kernel& kernel, const Packed& codebook, int64_t* codes)
+        : kernel_(kernel), codebook_(codebook), codes_(codes), tile_(capacity() * codebook.D) {}
+
+    int capacity() const { return kernel_.strips * kernel_.lanes; }
+
+    void add(const float* latent, int64_t n) {
+        if (count_ == capacity()) scan();
+        rows_[count_] = latent;
+        number_[count_++] = n;
     }
-    int64_t panels, block_tiles, block_rows, blocks;
-    int threads;
+
+    void scan() {
+        if (count_ == 0) return;
+        const int strips = (count_ + kernel_.lanes - 1) / kernel_.lanes, width = strips * kernel_.lanes;
+        const int64_t D = codebook_.D;
+        for (int64_t d0 = 0; d0 < D; d0 += 16) {  // squares that stay in the first-level cache
+            const int64_t end = std::min<int64_t>(d0 + 16, D);
+            for (int r = 0; r < width; ++r) {
+                const float* latent = rows_[std::min(r, count_ - 1)];
+                for (int64_t d = d0; d < end; ++d) tile_.get()[d * width + r] = latent[d];
+            }
+        }
+        alignas(64) float best[kMaxTile];
+        alignas(64) int32_t best_code[kMaxTile];
+        std::fill_n(best, width, kNever);
+        std::fill_n(best_code, width, 0);
+        kernel_.scan({tile_.get(), strips, codebook_.panels, codebook_.start, codebook_.panel_count, D, best, best_code});
+        for (int r = 0; r < count_; ++r) codes_[number_[r]] = best_code[r];
+        count_ = 0;
+    }
+
+  private:
+    const Kernel& kernel_;
+    const Packed& codebook_;
+    int64_t* codes_;
+    Buffer<float> tile_;
+    const float* rows_[kMaxTile];
+    int64_t number_[kMaxTile];
+    int count_ = 0;
 };
 
-int64_t nearest_code(const Kernel& kernel, const VqtokRows& latents, const float* codebook, const float* half_norms,
-                     int64_t K, int64_t* codes, int32_t limit) {
-    const int64_t N = latents.N, D = latents.D;
-    const Plan plan(kernel, N, K, D, limit);
-    const int64_t tile_floats = plan.block_rows * D, state = plan.block_rows * kernel.lanes;
-    const Buffer<float> panels(plan.panels * D * kernel.width), start(plan.panels * kernel.width);
-    const Buffer<float> tiles(plan.threads * tile_floats), best(plan.threads * state);
-    const Buffer<int32_t> best_vector(plan.threads * state);
+// What all workers of one call share.
+struct Call {
+    const Kernel& kernel;
+    const Packed& codebook;
+    const VqtokRows& latents;
+    int64_t* codes;
+    std::atomic<int64_t> first_bad, screened{0}, fallen{0}, decided{0};
 
-    const int packers = useful_threads(static_cast<double>(K) * static_cast<double>(D), plan.panels, plan.threads);
-    parallel(plan.panels, packers, [&](int64_t p, int) {
-        pack_panel(codebook, half_norms, K, D, kernel.width, p, panels.get() + p * D * kernel.width,
-                   start.get() + p * kernel.width);
-    });
+    // Screening that cannot tell the codes apart costs time and decides nothing.
+    bool screening_pays() const { return codebook.screener != nullptr && (screened < kTrial || fallen * 4 < screened); }
+};
 
-    std::atomic<int64_t> first_bad{N};
-    parallel(plan.blocks, plan.threads, [&](int64_t block, int worker) {
-        const int64_t first = block * plan.block_rows, count = std::min(plan.block_rows, N - first);
-        if (first > first_bad.load(std::memory_order_relaxed)) return;
-        const Scan work{tiles.get() + worker * tile_floats, (count + kernel.rows - 1) / kernel.rows,
-                        panels.get(), start.get(), plan.panels, D,
-                        best.get() + worker * state, best_vector.get() + worker * state};
-        for (int64_t t = 0; t < work.tile_count; ++t) {
-            const int64_t bad = pack_tile(latents, first + t * kernel.rows, kernel.rows,
-                                          tiles.get() + worker * tile_floats + t * kernel.rows * D);
-            if (bad >= 0) return lower_to(first_bad, bad);
+class Worker {
+  public:
+    explicit Worker(Call& call)
+        : call_(call), exact_(call.kernel, call.codebook, call.codes), rows_(kMaxTile * call.codebook.D),
+          kept_(call.codebook.screener ? kMaxTile * call.codebook.D : 0), words_(kMaxTile * call.codebook.screened.steps) {
+        if (call.codebook.screener != nullptr) tasks_.reserve(kMaxTile * kMaxCandidates);
+    }
+
+    void run(int64_t first, int64_t count) {
+        if (first > call_.first_bad.load(std::memory_order_relaxed)) return;
+        copy_rows(call_.latents, first, count, rows_.get());
+        const int64_t bad = first_infinite(rows_.get(), count, call_.codebook.D);
+        if (bad >= 0) return lower_to(call_.first_bad, first + bad);
+        if (call_.screening_pays()) return screen(first, count);
+        finish();  // latents kept so far would be overtaken
+        for (int64_t r = 0; r < count; ++r) exact_.add(row(r), first + r);
+        exact_.scan();
+    }
+
+    // Scans the latents that screening could not decide.
+    void finish() {
+        for (int i = 0; i < kept_count_; ++i) exact_.add(kept_.get() + i * call_.codebook.D, kept_number_[i]);
+        exact_.scan();
+        kept_count_ = 0;
+    }
+
+  private:
+    float* row(int64_t r) const { return rows_.get() + r * call_.codebook.D; }
+
+    void screen(int64_t first, int64_t count) {
+        propose(static_cast<int>(count));
+        decide(static_cast<int>(count));
+        for (int r = 0; r < count; ++r) {
+            call_.codes[first + r] = best_code_[r];
+            if (undecided(r)) keep(r, first + r);
         }
-        std::fill_n(work.best, state, kNever);
-        std::fill_n(work.best_vector, state, 0);
-        kernel.scan(work);
-        for (int64_t n = 0; n < count; ++n)
-            codes[first + n] = winner(work.best + n * kernel.lanes, work.best_vector + n * kernel.lanes, kernel.lanes);
+        call_.screened += count;
+        call_.decided += static_cast<int64_t>(tasks_.size());
+    }
+
+    // Finds for each latent the panels that may hold its code.
+    void propose(int count) {
+        const Screener& screener = *call_.codebook.screener;
+        const int strips = (count + screener.lanes - 1) / screener.lanes, width = strips * screener.lanes;
+        const ScreenedTile tile{width, strips, words_.get(), scale_, residual_, quantised_, length_};
+        std::fill(row(count), row(width), 0.0f);
+        for (int r = 0; r < width; ++r) screener.prepare_latent(row(r), call_.codebook.screened, tile, r);
+        screener.scan(tile, call_.codebook.screened, candidates_);
+    }
+
+    void decide(int count) {
+        tasks_.clear();
+        for (int r = 0; r < count; ++r) {
+            best_[r] = kNever;
+            best_code_[r] = 0;
+            if (undecided(r)) continue;
+            for (int i = 0; i < candidates_.count[r]; ++i)
+                if (!(candidates_.list[r][i].upper < candidates_.floor[r]))
+                    tasks_.push_back({row(r), candidates_.list[r][i].panel, r, 0, 0});
+        }
+        // In the order of the codes, so that a panel which many latents ask for is read from memory once.
+        std::sort(tasks_.begin(), tasks_.end(),
+                  [](const PanelTask& a, const PanelTask& b) { return a.panel < b.panel; });
+        const Packed& codebook = call_.codebook;
+        codebook.screener->decide(tasks_.data(), static_cast<int64_t>(tasks_.size()), codebook.panels, codebook.start,
+                                  codebook.D);
+        for (const PanelTask& task : tasks_)  // codes ascend, so the first of equal scores is the lowest
+            if (task.score > best_[task.row]) {
+                best_[task.row] = task.score;
+                best_code_[task.row] = task.code;
+            }
+    }
+
+    // Too many candidates, or scores that low precision cannot hold.
+    bool undecided(int r) const { return candidates_.count[r] > kMaxCandidates || !(candidates_.floor[r] > kNever); }
+
+    void keep(int r, int64_t n) {
+        if (kept_count_ == exact_.capacity()) finish();
+        std::copy_n(row(r), call_.codebook.D, kept_.get() + kept_count_ * call_.codebook.D);
+        kept_number_[kept_count_++] = n;
+        ++call_.fallen;
+    }
+
+    Call& call_;
+    ExactTile exact_;
+    Buffer<float> rows_, kept_;
+    Buffer<int32_t> words_;
+    int64_t kept_number_[kMaxTile];
+    int kept_count_ = 0;
+    float best_[kMaxTile];
+    int32_t best_code_[kMaxTile];
+    alignas(64) float scale_[kMaxTile], residual_[kMaxTile], quantised_[kMaxTile], length_[kMaxTile];
+    Candidates candidates_;
+    std::vector<PanelTask> tasks_;
+};
+
+int64_t nearest_code(const Kernel& kernel, const VqtokRows& latents, const Packed& codebook, int64_t* codes, int32_t limit,
+                     int64_t* statistics) {
+    const int64_t N = latents.N, lanes = codebook.screener ? codebook.screener->lanes : kernel.lanes;
+    const int64_t full = codebook.screener ? kMaxTile : kernel.strips * kernel.lanes;
+    const double work = static_cast<double>(N) * static_cast<double>(codebook.K) * static_cast<double>(codebook.D);
+    const int threads = useful_threads(work, (N + lanes - 1) / lanes, limit);
+    const int64_t share = (N + threads - 1) / threads;
+    const int64_t rows = std::clamp((share + lanes - 1) / lanes * lanes, lanes, full);
+
+    Call call{kernel, codebook, latents, codes, {N}};
+    std::vector<std::unique_ptr<Worker>> workers;
+    for (int i = 0; i < threads; ++i) workers.push_back(std::make_unique<Worker>(call));
+    parallel((N + rows - 1) / rows, threads, [&](int64_t task, int worker) {
+        workers[worker]->run(task * rows, std::min(rows, N - task * rows));
     });
-    return first_bad < N ? first_bad.load() : kDone;
+    if (call.first_bad < N) return call.first_bad.load();
+    if (codebook.screener != nullptr)
+        parallel(threads, threads, [&](int64_t worker, int) { workers[worker]->finish(); });
+    if (statistics != nullptr) {
+        statistics[0] = call.screened;
+        statistics[1] = call.decided;
+        statistics[2] = call.fallen;
+    }
+    return kDone;
 }
 
 }  // namespace
@@ -134,12 +225,14 @@ int32_t vqtok_cpu_abi() { return kVqtokCpuAbi; }
 
 int32_t vqtok_cpu_has(int32_t instruction_set) { return vqtok::kernel_for(instruction_set) != nullptr; }
 
-int64_t vqtok_nearest_code(const VqtokRows* latents, const float* codebook, const float* half_norms, int64_t K,
-                           int64_t* codes, int32_t threads, int32_t instruction_set) {
+int64_t vqtok_nearest_code(const VqtokRows* latents, const void* packed, int64_t* codes, int32_t threads,
+                           int32_t instruction_set, int64_t* statistics) {
     const vqtok::Kernel* kernel = vqtok::kernel_for(instruction_set);
     if (kernel == nullptr) return kNoInstructionSet;
     try {
-        return vqtok::nearest_code(*kernel, *latents, codebook, half_norms, K, codes, threads);
+        const vqtok::Packed codebook(packed);
+        if (!codebook.valid() || codebook.D != latents->D) return kNotPacked;
+        return vqtok::nearest_code(*kernel, *latents, codebook, codes, threads, statistics);
     } catch (const std::bad_alloc&) {
         return kNoMemory;
     }

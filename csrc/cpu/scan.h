@@ -1,10 +1,11 @@
-// The micro-kernel, written once over a small vector type. Each scan_*.cpp defines VQTOK_TARGET (the instruction set
+// The deciding scan, written once over a small vector type. Each scan_*.cpp defines VQTOK_TARGET (the instruction set
 // this translation unit may use) and a vector type V in an unnamed namespace, then includes this file.
 //
 // VQTOK_TARGET stands on every function instead of a compiler flag for the whole file: a flag would also reach inline
 // functions of the standard library, and the linker may keep that copy for processors that cannot run it.
 //
-// V has: Float, Int (register types), lanes, rows, vectors, load, store, broadcast, splat, fma, keep_larger.
+// V has: Float, Int (register types), lanes, strips, codes (at a time; divides kPanel), load, store, broadcast, splat,
+// next, fma, keep_larger.
 
 #ifndef VQTOK_TARGET
 #error "define VQTOK_TARGET and the vector type before including scan.h"
@@ -12,55 +13,72 @@
 
 namespace {
 
-template <class V>
-VQTOK_TARGET inline __attribute__((always_inline)) void scan_tile(const float* tile, const float* panel,
-                                                                  const float* start, int64_t D, int32_t first_vector,
-                                                                  float* best, int32_t* best_vector) {
-    constexpr int R = V::rows, C = V::vectors, L = V::lanes;
+// R strips of latents against V::codes codes, whose numbers begin with `number`.
+template <class V, int R>
+VQTOK_TARGET inline __attribute__((always_inline)) void scan_block(const vqtok::Scan& work, const float* panel,
+                                                                  const float* start, typename V::Int number) {
+    constexpr int C = V::codes, L = V::lanes;
     typename V::Float score[R][C];
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c)
 #pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) score[r][c] = V::load(start + c * L);
+        for (int r = 0; r < R; ++r) score[r][c] = V::broadcast(start + c);
 
     // d is never split or reordered: one rounding a step, in this order, is what a score means.
-    for (int64_t d = 0; d < D; ++d) {
-        typename V::Float code[C];
+    const float* latents = work.tile;
+    for (int64_t d = 0; d < work.D; ++d, latents += R * L, panel += vqtok::kPanel) {
+        typename V::Float latent[R];
 #pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) code[c] = V::load(panel + d * (C * L) + c * L);
+        for (int r = 0; r < R; ++r) latent[r] = V::load(latents + r * L);
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const typename V::Float latent = V::broadcast(tile + d * R + r);
+        for (int c = 0; c < C; ++c) {
+            const typename V::Float code = V::broadcast(panel + c);
 #pragma GCC unroll 16
-            for (int c = 0; c < C; ++c) score[r][c] = V::fma(latent, code[c], score[r][c]);
+            for (int r = 0; r < R; ++r) score[r][c] = V::fma(latent[r], code, score[r][c]);
         }
     }
 
+    typename V::Float top[R];
+    typename V::Int top_code[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-        typename V::Float top = V::load(best + r * L);
-        typename V::Int top_vector = V::load(best_vector + r * L);
+        top[r] = V::load(work.best + r * L);
+        top_code[r] = V::load(work.best_code + r * L);
+    }
 #pragma GCC unroll 16
-        for (int c = 0; c < C; ++c) V::keep_larger(score[r][c], first_vector + c, top, top_vector);
-        V::store(best + r * L, top);
-        V::store(best_vector + r * L, top_vector);
+    for (int c = 0; c < C; ++c) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) V::keep_larger(score[r][c], number, top[r], top_code[r]);
+        number = V::next(number);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        V::store(work.best + r * L, top[r]);
+        V::store(work.best_code + r * L, top_code[r]);
     }
 }
 
-// Panels outside, tiles inside: a panel stays in L1 while the block of tiles, sized to L2 by the caller, passes by.
-template <class V>
-VQTOK_TARGET void scan(const vqtok::Scan& work) {
-    constexpr int64_t width = V::vectors * V::lanes, state = V::rows * V::lanes;
+template <class V, int R>
+VQTOK_TARGET void scan_strips(const vqtok::Scan& work) {
     for (int64_t p = 0; p < work.panel_count; ++p)
-        for (int64_t t = 0; t < work.tile_count; ++t)
-            scan_tile<V>(work.tiles + t * work.D * V::rows, work.panels + p * work.D * width, work.start + p * width,
-                         work.D, static_cast<int32_t>(p * V::vectors), work.best + t * state,
-                         work.best_vector + t * state);
+        for (int c = 0; c < vqtok::kPanel; c += V::codes)
+            scan_block<V, R>(work, work.panels + p * work.D * vqtok::kPanel + c, work.start + p * vqtok::kPanel + c,
+                             V::splat(static_cast<int32_t>(p * vqtok::kPanel + c)));
+}
+
+// Fewer strips than a full tile has: what is left at the end of the latents.
+template <class V, int R = V::strips>
+VQTOK_TARGET void scan(const vqtok::Scan& work) {
+    if constexpr (R > 1)
+        if (work.strips < R) return scan<V, R - 1>(work);
+    scan_strips<V, R>(work);
 }
 
 template <class V>
 constexpr vqtok::Kernel kernel_of() {
-    return {V::rows, V::vectors * V::lanes, V::lanes, scan<V>};
+    static_assert(vqtok::kPanel % V::codes == 0 && V::strips <= vqtok::kMaxStrips);
+    static_assert(V::strips * V::lanes <= vqtok::kMaxTile);
+    return {V::lanes, V::strips, scan<V>};
 }
 
 }  // namespace

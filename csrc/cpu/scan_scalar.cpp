@@ -9,7 +9,7 @@
 namespace {
 
 struct Portable {
-    static constexpr int lanes = 4, rows = 4, vectors = 2;
+    static constexpr int lanes = 4, strips = 4, codes = 2;
     struct Float {
         float lane[lanes];
     };
@@ -30,16 +30,21 @@ struct Portable {
         for (int i = 0; i < lanes; ++i) x.lane[i] = *p;
         return x;
     }
+    static Int splat(int32_t x) { return {{x, x, x, x}}; }
+    static Int next(Int x) {
+        for (int i = 0; i < lanes; ++i) ++x.lane[i];
+        return x;
+    }
     static Float fma(const Float& a, const Float& b, const Float& c) {
         Float x;
         for (int i = 0; i < lanes; ++i) x.lane[i] = std::fma(a.lane[i], b.lane[i], c.lane[i]);
         return x;
     }
-    static void keep_larger(const Float& score, int32_t number, Float& top, Int& top_number) {
+    static void keep_larger(const Float& score, const Int& code, Float& top, Int& top_code) {
         for (int i = 0; i < lanes; ++i) {
             const bool larger = score.lane[i] > top.lane[i];
             top.lane[i] = larger ? score.lane[i] : top.lane[i];
-            top_number.lane[i] = larger ? number : top_number.lane[i];
+            top_code.lane[i] = larger ? code.lane[i] : top_code.lane[i];
         }
     }
 

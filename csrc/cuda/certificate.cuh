@@ -13,7 +13,7 @@
 // by Cauchy-Schwarz, where the residuals |a - a'| and |c_k - c'_k| are measured, not assumed, and
 //   gamma    bounds a tensor core that cuts every product and the running sum to the grid of the largest of them:
 //            for blocks of 4 or more products that is under 1.5 D 2^-23 (cf. Fasi et al., "Numerical behavior of NVIDIA
-//            tensor cores", 2021); 4 D 2^-23 + 2^-19 is taken,
+//            tensor cores", 2021); 2 D 2^-23 + 2^-19 is taken,
 //   kappa    = D 2^-24 (1 + 2^-10), the chain's own D roundings (its underflows are in fixed_k),
 //   fixed_k  has the roundings of b_k and the shares of gamma and kappa that fall on b_k and h_k.
 // All is in units of the CTA's power-of-two scale; float32 norms are raised by 2^-10 and 2^-40, which covers their own
@@ -34,7 +34,7 @@ constexpr float kRaise = 1.0f + 0x1p-10f;
 constexpr float kTiny = 0x1p-40f;
 
 // D is what the products run over, zeros included.
-VQTOK_DEVICE float gamma_bound(int64_t padded_D) { return static_cast<float>(padded_D + 2) * 0x1p-21f; }
+VQTOK_DEVICE float gamma_bound(int64_t padded_D) { return static_cast<float>(padded_D + 8) * 0x1p-22f; }
 
 VQTOK_DEVICE float kappa_bound(int64_t D) { return static_cast<float>(D) * 0x1p-24f * kRaise; }
 

@@ -15,9 +15,8 @@ constexpr int kPrepareThreads = 256;
 constexpr int kPrepareWarps = kPrepareThreads / 32;
 constexpr int64_t kMeasureBlocks = 264;
 
-// What has to be known of all codes before any can be scaled. Begins with what callers may look at.
+// What has to be known of all codes before any can be scaled.
 struct Header {
-    int undecided;           // latents on the list for the exact scan
     uint32_t largest;        // bits of the largest |c_kd|
     uint32_t least_bias;     // the smallest b_k as float32, as an ordered integer
     uint32_t largest_bias;   // bits of the largest |b_k|, scaled
@@ -26,8 +25,8 @@ struct Header {
 };
 
 struct Codebook {
-    const float* vectors;     // [K, D], as they came
-    const float* half_norms;  // [K]
+    float* vectors;           // [K, D], as they came
+    float* half_norms;        // [K]
     int64_t K, D;
     int steps;                // ceil(D / 16), at least as many as the kernel's unit
     int spans;                // ceil(K / 128)
@@ -38,6 +37,31 @@ struct Codebook {
     GroupBound* groups;       // [4 spans]
     uint16_t* panels;         // [2 spans][steps][64 x 16]
 };
+
+constexpr int kMaxColumns = 32;     // that share the codes of one block of latents; see `decide`
+constexpr int64_t kScreenedD = 1024;  // the latents of a CTA must fit in shared memory
+
+// The pieces of a packed codebook; without a base only their size. The columns that share it are equally long, so past
+// the last code there is room that is read and not looked at.
+inline int64_t lay_out(Codebook& book, int64_t K, int64_t D, void* base) {
+    Pieces pieces(base);
+    const int64_t whole = ceil_div<int64_t>(D, kStep);
+    book.K = K;
+    book.D = D;
+    book.steps = static_cast<int>(whole <= 2 ? whole : ceil_div<int64_t>(whole, 4) * 4);
+    book.spans = static_cast<int>(ceil_div<int64_t>(K, kSpan));
+    book.vectors = pieces.take<float>(K * D);
+    book.half_norms = pieces.take<float>(K);
+    if (D > kScreenedD) return pieces.used();
+    const int64_t room = book.spans + (book.spans < kMaxColumns ? book.spans + 1 : kMaxColumns);
+    book.header = pieces.take<Header>(1);
+    book.mean = pieces.take<float>(int64_t{book.steps} * kStep);
+    book.shift = pieces.take<double>(K);
+    book.bias = pieces.take<float>(room * kSpan);
+    book.groups = pieces.take<GroupBound>(book.spans * (kSpan / kGroup));
+    book.panels = pieces.take<uint16_t>(room * kSpan * book.steps * kStep);
+    return pieces.used();
+}
 
 // Column `n` of tile `tile` holds this code. Lane t of four sees columns 8j + 2t and 8j + 2t + 1 of both tiles of a span:
 // these are one group, and the codes of a group are neighbours.
@@ -103,7 +127,7 @@ __global__ void find_mean(Codebook book) {
         sum += book.vectors[i * book.K / taken * book.D + d];
     partial[warp][lane] = sum;
     __syncthreads();
-    if (blockIdx.x == 0 && threadIdx.x == 0) *book.header = Header{0, 0, 0xffffffffu, 0, 0, 0};
+    if (blockIdx.x == 0 && threadIdx.x == 0) *book.header = Header{0, 0xffffffffu, 0, 0, 0};
     if (warp > 0 || d >= int64_t{book.steps} * kStep) return;
     for (int w = 1; w < kPrepareWarps; ++w) sum += partial[w][lane];
     const float mean = sum / static_cast<float>(taken);

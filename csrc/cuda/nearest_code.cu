@@ -1,5 +1,5 @@
-// nearest_code: prepare the codebook, screen in float16, decide in float32, scan what is left. Six small kernels on one
-// stream; what one of them found decides on the device what the next has to do.
+// nearest_code: pack the codebook; screen in float16, decide in float32, scan what is left. Kernels on one stream; what one
+// of them found decides on the device what the next has to do.
 #include "scan.cuh"
 #include "screen.cuh"
 
@@ -7,9 +7,7 @@ namespace vqtok {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 1 << 20;  // bounds the workspace; a chunk this large fills any GPU
-constexpr int64_t kScreenedD = 1024;      // the latents of a CTA must fit in shared memory
 constexpr int64_t kWantedBlocks = 512;    // with fewer latents than that many blocks hold, codes are shared out too
-constexpr int kMaxColumns = 32;           // as many as a warp has lanes
 constexpr int kDecideWarps = 4;
 
 struct Deciding {
@@ -80,54 +78,38 @@ __global__ void list_all(int rows, int* undecided, int* list, int64_t* codes) {
 
 // How the work is cut. A function of the sizes alone, so that the workspace can be asked for beforehand.
 struct Plan {
-    Plan(int64_t N, int64_t K, int64_t D) : rows(N < kRowsAtOnce ? N : kRowsAtOnce), screened(D <= kScreenedD) {
-        const int64_t whole = ceil_div<int64_t>(D, kStep);
-        steps = static_cast<int>(whole <= 2 ? whole : ceil_div<int64_t>(whole, kRingSteps) * kRingSteps);
-        spans = static_cast<int>(ceil_div<int64_t>(K, kSpan));
-        row_warps = steps <= 16 ? 4 : steps <= 32 ? 2 : 1;
-        column_warps = steps <= 16 ? 1 : 2;
+    Plan(int64_t N, const Codebook& book) : rows(N < kRowsAtOnce ? N : kRowsAtOnce), screened(book.D <= kScreenedD) {
+        row_warps = book.steps <= 16 ? 4 : book.steps <= 32 ? 2 : 1;
+        column_warps = book.steps <= 16 ? 1 : 2;
         const int64_t blocks = ceil_div<int64_t>(rows > 0 ? rows : 1, row_warps * kWarpRows);
         int64_t shares = ceil_div(kWantedBlocks, blocks);
-        shares = shares < spans / column_warps ? shares : spans / column_warps;
-        shares = shares < kMaxColumns / column_warps ? shares : kMaxColumns / column_warps;
+        shares = shares < book.spans / column_warps ? shares : book.spans / column_warps;
+        shares = shares < kMaxColumns / column_warps ? shares : kMaxColumns / column_warps;  // a lane of `decide` each
         columns = static_cast<int>(shares > 1 ? shares : 1) * column_warps;
-        spans_each = ceil_div(spans, columns);
+        spans_each = ceil_div(book.spans, columns);
     }
     int64_t rows;
     bool screened;
-    int steps, spans, row_warps, column_warps, columns, spans_each;
+    int row_warps, column_warps, columns, spans_each;
 };
 
 // The workspace, in pieces; without a base only its size.
 struct Workspace {
-    Workspace(const Plan& plan, const float* vectors, const float* half_norms, int64_t K, int64_t D, void* base) {
+    Workspace(const Plan& plan, void* base) {
         Pieces pieces(base);
-        // Columns are equally long; past the last code they are room that is read and not looked at.
-        const int64_t padded_K = int64_t{plan.spans_each} * plan.columns * kSpan, padded_D = int64_t{plan.steps} * kStep;
-        book.vectors = vectors;
-        book.half_norms = half_norms;
-        book.K = K;
-        book.D = D;
-        book.steps = plan.steps;
-        book.spans = plan.spans;
-        book.header = pieces.take<Header>(1);
+        undecided = pieces.take<int>(1);
         list = pieces.take<int>(plan.rows);
         if (plan.screened) {
-            book.mean = pieces.take<float>(padded_D);
-            book.shift = pieces.take<double>(K);
-            book.bias = pieces.take<float>(padded_K);
-            book.groups = pieces.take<GroupBound>(padded_K / kGroup);
-            book.panels = pieces.take<uint16_t>(padded_K * padded_D);
             tops = pieces.take<float4>(plan.columns * plan.rows);
             groups = pieces.take<int2>(plan.columns * plan.rows);
         }
         bytes = pieces.used();
     }
-    Codebook book{};
-    int* list = nullptr;
+    int* undecided;  // latents on the list for the exact scan
+    int* list;
     float4* tops = nullptr;
     int2* groups = nullptr;
-    int64_t bytes = 0;
+    int64_t bytes;
 };
 
 // What every GPU since compute capability 8.0 gives a CTA; 8.6, 8.9 and 12.0 give no more.
@@ -138,32 +120,36 @@ static_assert(Shape<2, 2, 0>::shared_bytes(32) <= kSharedBytes && Shape<1, 2, 0>
 int32_t launch_screen(const Plan& plan, const Screening& task, void* stream) {
     if (plan.row_warps == 1) return launch_shape<Shape<1, 2, 0>>(task, stream);
     if (plan.row_warps == 2) return launch_shape<Shape<2, 2, 0>>(task, stream);
-    if (plan.steps == 1) return launch_shape<Shape<4, 1, 1>>(task, stream);
-    if (plan.steps == 2) return launch_shape<Shape<4, 1, 2>>(task, stream);
-    if (plan.steps == 4) return launch_shape<Shape<4, 1, 4>>(task, stream);
+    const int steps = task.book.steps;
+    if (steps == 1) return launch_shape<Shape<4, 1, 1>>(task, stream);
+    if (steps == 2) return launch_shape<Shape<4, 1, 2>>(task, stream);
+    if (steps == 4) return launch_shape<Shape<4, 1, 4>>(task, stream);
     return launch_shape<Shape<4, 1, 0>>(task, stream);
 }
 
 // Rows first..first+rows-1.
-int32_t find(const Plan& plan, const Workspace& work, const VqtokCudaRows& latents, int64_t first, int rows,
-             int64_t* codes, void* stream) {
-    int* undecided = &work.book.header->undecided;
+int32_t find(const Plan& plan, const Workspace& work, const Codebook& book, const VqtokCudaRows& latents, int64_t first,
+             int rows, int64_t* codes, void* stream) {
     if (plan.screened) {
-        const cudaError_t error = cudaMemsetAsync(undecided, 0, sizeof(int), static_cast<cudaStream_t>(stream));
+        const cudaError_t error = cudaMemsetAsync(work.undecided, 0, sizeof(int), static_cast<cudaStream_t>(stream));
         if (error != cudaSuccess) return static_cast<int32_t>(error);
-        const Screening screening{latents,         work.book, first,       rows, plan.columns,
+        const Screening screening{latents,         book,      first,      rows, plan.columns,
                                   plan.spans_each, work.tops, work.groups};
         if (const int32_t failed = launch_screen(plan, screening, stream)) return failed;
-        const Deciding deciding{screening, codes + first, undecided, work.list};
+        const Deciding deciding{screening, codes + first, work.undecided, work.list};
         VQTOK_LAUNCH(decide, dim3(ceil_div(rows, kDecideWarps)), dim3(kDecideWarps * 32), 0, stream, deciding);
     } else {
-        VQTOK_LAUNCH(list_all, dim3(ceil_div(rows, 256)), dim3(256), 0, stream, rows, undecided, work.list,
+        VQTOK_LAUNCH(list_all, dim3(ceil_div(rows, 256)), dim3(256), 0, stream, rows, work.undecided, work.list,
                      codes + first);
     }
-    const Scanning scanning{latents, work.book.vectors, work.book.half_norms, work.book.K, first, undecided, work.list,
-                            codes + first};
-    launch_scan(scanning, rows, stream);
+    launch_scan({latents, book.vectors, book.half_norms, book.K, first, work.undecided, work.list, codes + first}, rows,
+                stream);
     return static_cast<int32_t>(cudaGetLastError());
+}
+
+cudaError_t copy_floats(float* to, const float* from, int64_t count, void* stream) {
+    return cudaMemcpyAsync(to, from, static_cast<size_t>(count) * sizeof(float), cudaMemcpyDeviceToDevice,
+                           static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace
@@ -177,23 +163,45 @@ const char* vqtok_cuda_error(int32_t outcome) {
     return cudaGetErrorName(static_cast<cudaError_t>(outcome));
 }
 
-int64_t vqtok_cuda_nearest_code_workspace(int64_t N, int64_t K, int64_t D) {
-    return vqtok::Workspace(vqtok::Plan(N, K, D), nullptr, nullptr, K, D, nullptr).bytes;
+int64_t vqtok_cuda_packed_bytes(int64_t K, int64_t D) {
+    vqtok::Codebook book{};
+    return vqtok::lay_out(book, K, D, nullptr);
 }
 
-int32_t vqtok_cuda_nearest_code(const VqtokCudaRows* latents, const float* codebook, const float* half_norms, int64_t K,
-                                int64_t* codes, void* workspace, int64_t workspace_bytes, void* stream) {
-    const int64_t N = latents->N, D = latents->D;
+int32_t vqtok_cuda_pack(const float* codebook, const float* half_norms, int64_t K, int64_t D, void* packed,
+                        int64_t packed_bytes, void* stream) {
+    if (K > vqtok::kMost - vqtok::kSpan) return kVqtokTooMany;
+    if (packed_bytes < vqtok_cuda_packed_bytes(K, D)) return kVqtokNoWorkspace;
+    vqtok::Codebook book{};
+    vqtok::lay_out(book, K, D, packed);
+    const cudaError_t vectors = vqtok::copy_floats(book.vectors, codebook, K * D, stream);
+    if (vectors != cudaSuccess) return static_cast<int32_t>(vectors);
+    const cudaError_t norms = vqtok::copy_floats(book.half_norms, half_norms, K, stream);
+    if (norms != cudaSuccess) return static_cast<int32_t>(norms);
+    if (D <= vqtok::kScreenedD) vqtok::prepare(book, stream);
+    return static_cast<int32_t>(cudaGetLastError());
+}
+
+int64_t vqtok_cuda_nearest_code_workspace(int64_t N, int64_t K, int64_t D) {
+    vqtok::Codebook book{};
+    vqtok::lay_out(book, K, D, nullptr);
+    return vqtok::Workspace(vqtok::Plan(N, book), nullptr).bytes;
+}
+
+int32_t vqtok_cuda_nearest_code(const VqtokCudaRows* latents, const void* packed, int64_t K, int64_t* codes,
+                                void* workspace, int64_t workspace_bytes, void* stream) {
+    const int64_t N = latents->N;
     if (N > vqtok::kMost || K > vqtok::kMost - vqtok::kSpan) return kVqtokTooMany;
     if (N == 0) return 0;
-    const vqtok::Plan plan(N, K, D);
-    const vqtok::Workspace work(plan, codebook, half_norms, K, D, workspace);
+    vqtok::Codebook book{};
+    vqtok::lay_out(book, K, latents->D, const_cast<void*>(packed));
+    const vqtok::Plan plan(N, book);
+    const vqtok::Workspace work(plan, workspace);
     if (workspace_bytes < work.bytes) return kVqtokNoWorkspace;
-    if (plan.screened) vqtok::prepare(work.book, stream);
     for (int64_t first = 0; first < N; first += plan.rows) {
         const int64_t left = N - first;
         const int rows = static_cast<int>(left < plan.rows ? left : plan.rows);
-        if (const int32_t error = vqtok::find(plan, work, *latents, first, rows, codes, stream)) return error;
+        if (const int32_t error = vqtok::find(plan, work, book, *latents, first, rows, codes, stream)) return error;
     }
     return 0;
 }

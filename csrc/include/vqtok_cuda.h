@@ -39,20 +39,26 @@ VQTOK_CUDA_API int32_t vqtok_cuda_abi();
 // The name of what a launcher returned, in host memory.
 VQTOK_CUDA_API const char* vqtok_cuda_error(int32_t outcome);
 
-// codes[n] = the lowest k with the largest score; the score starts at -half_norms[k] and takes one float32 fused
-// multiply-add over d = 0..D-1. `codebook` is row-major [K, D]. The first int32 of the workspace counts the latents
-// of the last 2^20 rows that the screening could not decide.
-VQTOK_CUDA_API int64_t vqtok_cuda_nearest_code_workspace(int64_t N, int64_t K, int64_t D);
-VQTOK_CUDA_API int32_t vqtok_cuda_nearest_code(const VqtokCudaRows* latents, const float* codebook,
-                                               const float* half_norms, int64_t K, int64_t* codes, void* workspace,
-                                               int64_t workspace_bytes, void* stream);
+// A codebook, row-major [K, D], and its half norms become one piece of memory (256-byte aligned) for any number of
+// lookups. It is a copy.
+VQTOK_CUDA_API int64_t vqtok_cuda_packed_bytes(int64_t K, int64_t D);
+VQTOK_CUDA_API int32_t vqtok_cuda_pack(const float* codebook, const float* half_norms, int64_t K, int64_t D, void* packed,
+                                       int64_t packed_bytes, void* stream);
 
-// counts[k] = rows with codes[n] == k; sums[k] = their sum, added in float64 in row order and rounded once.
-// Codes outside 0..K-1 are left out.
+// codes[n] = the lowest k with the largest score; the score starts at -half_norms[k] and takes one float32 fused
+// multiply-add over d = 0..D-1. The first int32 of the workspace counts the latents of the last 2^20 rows that the
+// screening could not decide.
+VQTOK_CUDA_API int64_t vqtok_cuda_nearest_code_workspace(int64_t N, int64_t K, int64_t D);
+VQTOK_CUDA_API int32_t vqtok_cuda_nearest_code(const VqtokCudaRows* latents, const void* packed, int64_t K,
+                                               int64_t* codes, void* workspace, int64_t workspace_bytes, void* stream);
+
+// counts[k] = rows with codes[n] == k; sums[k] = their sum, added in float64 in row order and rounded once. Codes
+// outside 0..K-1 are left out. With a codebook (else null) not the rows z are summed but codebook[k] - z, a difference
+// of float64 where one of them is and else of float32.
 VQTOK_CUDA_API int64_t vqtok_cuda_code_statistics_workspace(int64_t N, int64_t K, int64_t D);
-VQTOK_CUDA_API int32_t vqtok_cuda_code_statistics(const VqtokCudaRows* latents, const int64_t* codes, int64_t K,
-                                                  int64_t* counts, float* sums, void* workspace,
-                                                  int64_t workspace_bytes, void* stream);
+VQTOK_CUDA_API int32_t vqtok_cuda_code_statistics(const VqtokCudaRows* latents, const VqtokCudaRows* codebook,
+                                                  const int64_t* codes, int64_t K, int64_t* counts, float* sums,
+                                                  void* workspace, int64_t workspace_bytes, void* stream);
 
 // vectors[n] = codebook[codes[n]], bit for bit and row-major; *loss = the mean of (vectors - latents)^2, float64 where
 // an input is, else float32; 0 for N = 0. Every code must lie in 0..K-1.

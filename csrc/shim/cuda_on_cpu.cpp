@@ -411,7 +411,7 @@ double cut_sum(const Tile& tile, int row, int column) {
     return sum;
 }
 
-// As far off as csrc/cuda/certificate.cuh allows for 16 products: 2^-19 of the magnitudes, less the rounding to float32.
+// As far off as csrc/cuda/certificate.cuh allows for 16 products: 2^-18 of the magnitudes, less the rounding to float32.
 double wrong_sum(const Tile& tile, int row, int column) {
     double magnitude = std::fabs(tile.c[row][column]), sum = tile.c[row][column];
     for (int d = 0; d < 16; ++d) {
@@ -419,7 +419,7 @@ double wrong_sum(const Tile& tile, int row, int column) {
         magnitude += std::fabs(product);
         sum += product;
     }
-    const double error = magnitude * (std::ldexp(1.0, -19) - std::ldexp(1.0, -23));
+    const double error = magnitude * (std::ldexp(1.0, -18) - std::ldexp(1.0, -23));
     return std::isfinite(error) ? sum + (random_bits() & 1 ? error : -error) : sum;
 }
 

@@ -85,8 +85,10 @@ def test_other_floats_are_summed_as_they_are(backend, dtype):
     assert torch.equal(code_statistics(latents, codes, 6)[1], by_hand(latents, codes, 6)[1])
 
 
-def test_statistics_do_not_depend_on_the_threads(backend):
-    latents, codes = batch(30_000, 150, 50)
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_statistics_do_not_depend_on_the_threads(backend, layout):
+    rows, codes = batch(30_000, 150, 50)
+    latents = rows.t().contiguous().t() if layout == "columns" else rows
     before, results = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
@@ -96,6 +98,18 @@ def test_statistics_do_not_depend_on_the_threads(backend):
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
+    assert torch.equal(results[0], code_statistics(rows, codes, 50)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("vocab_size", [3, 900])
+def test_half_latents_of_any_layout_are_summed_as_their_float32_copies(backend, dtype, vocab_size):
+    latents = (torch.randn(2, 6, 8, 9) * 100).to(dtype).permute(0, 2, 3, 1)
+    codes = torch.randint(vocab_size, (2, 8, 9))
+    counts, sums = code_statistics(latents, codes, vocab_size)
+    expected_counts, expected_sums = by_hand(latents.reshape(-1, 6).float(), codes.flatten(), vocab_size)
+    assert torch.equal(counts, expected_counts)
+    assert torch.equal(sums, expected_sums)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vqtok.errors import BackendUnavailable, ConfigError, NonFiniteLatents
-from vqtok.ops import explain, half_squared_norms, native, nearest_code, normalize_codebook, use_backend
+from vqtok.ops import (
+    PreparedCodebook,
+    explain,
+    half_squared_norms,
+    native,
+    native_lookup,
+    nearest_code,
+    normalize_codebook,
+    use_backend,
+)
 from vqtok.ops.arithmetic import fused_multiply_add
 from vqtok.ops.table import NEAREST_CODE
 
@@ -230,14 +239,54 @@ def test_backends_are_chosen_by_name_and_say_why_not(monkeypatch, tmp_path):
     monkeypatch.setenv("VQTOK_BACKEND", "reference")
     assert "reference  taken, as asked for" in explain("nearest_code", latents, codebook)
     monkeypatch.setenv("VQTOK_BACKEND", "fastest")
-    with pytest.raises(
-        ConfigError, match="expected VQTOK_BACKEND to name a backend, one of cpu, cuda, reference, screened"
-    ):
+    names = "cpu, cpu-bf16, cpu-int8, cuda, reference, screened"
+    with pytest.raises(ConfigError, match=f"expected VQTOK_BACKEND to name a backend, one of {names}"):
         nearest_code(latents, codebook)
     with pytest.raises(ConfigError, match="got 'gpu'"), use_backend("gpu"):
         pass
     with pytest.raises(ConfigError, match="expected an op's name"):
         explain("farthest_code", latents, codebook)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_prepared_codebook_gives_the_same_codes_and_is_a_copy(backend, metric):
+    latents, codebook = gauss(60, 12), gauss(300, 12, seed=1)
+    expected = nearest_code(latents, codebook, metric)
+    prepared = PreparedCodebook(codebook, metric)
+    codebook.zero_()
+    assert prepared.backend == backend
+    assert torch.equal(nearest_code(latents, prepared, metric), expected)
+    assert torch.equal(
+        nearest_code(latents.half(), prepared, metric),
+        nearest_code(latents.half(), prepared.vectors, "l2" if metric == "l2" else "dot"),
+    )
+    with use_backend("reference"):
+        assert torch.equal(nearest_code(latents, prepared, metric), expected)
+
+
+def test_a_prepared_codebook_is_refused_for_another_metric_or_space():
+    prepared = PreparedCodebook(gauss(5, 3), "cosine")
+    with pytest.raises(ConfigError, match="expected metric='cosine', which the codebook was prepared for, got 'l2'"):
+        nearest_code(gauss(2, 3), prepared)
+    with pytest.raises(ConfigError, match=r"expected latents \[..., 3\]"):
+        nearest_code(gauss(2, 4), prepared, "cosine")
+    with pytest.raises(ConfigError, match="code 1 holds NaN"):
+        PreparedCodebook(torch.tensor([[0.0], [math.nan]]))
+    with pytest.raises(ConfigError, match="expected a metric"):
+        PreparedCodebook(gauss(5, 3), "manhattan")
+
+
+def test_screening_is_chosen_where_it_pays():
+    small, large = gauss(100, 4), gauss(1000, 32)
+    if not native_lookup.reason_against_int8():
+        assert "cpu-int8   taken" in explain("nearest_code", large, gauss(2000, 32))
+        assert "cpu-int8   can run, but packing for it pays from 64 latents" in explain(
+            "nearest_code", large[:9], gauss(2000, 32)
+        )
+        assert PreparedCodebook(gauss(2000, 32)).backend == "cpu-int8"
+    if not native.reason_against():
+        assert "cpu        taken" in explain("nearest_code", small, gauss(2000, 4))
+        assert PreparedCodebook(gauss(2000, 4)).backend == "cpu"
 
 
 def rounded_to_float32(exact: Fraction) -> float:

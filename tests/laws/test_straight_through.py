@@ -146,3 +146,56 @@ def test_codes_that_do_not_fit_are_refused(codes, message):
     latents, codebook, _ = problem()
     with pytest.raises(ConfigError, match=message):
         straight_through(latents, codebook, codes)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "BCHW": lambda x: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+    "sliced": lambda x: torch.nn.functional.pad(x, (1, 2))[..., 1:-2],
+    "crossed": lambda x: x.permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dim", [1, 7, 300])
+def test_latents_and_gradients_of_any_layout_are_read_where_they_lie(layout, dtype, dim):
+    rows = torch.randn(3, 4, 5, dim, dtype=torch.float64).to(dtype)
+    codebook = torch.randn(11, dim).double() if dtype == torch.float64 else torch.randn(11, dim)
+    codes = torch.randint(11, (5, 4, 3)).permute(2, 1, 0)
+    gradient = torch.randn(3, 4, 5, dim, dtype=codebook.dtype)
+    grads = []
+    for arrange in (LAYOUTS[layout], torch.clone):
+        z, e = arrange(rows).detach().requires_grad_(), codebook.clone().requires_grad_()
+        out = straight_through(z, e, codes)
+        assert torch.equal(out.vectors, e[codes])
+        total = out.losses["codebook"] + 0.25 * out.losses["commitment"]
+        torch.autograd.backward([out.vectors, total], [arrange(gradient), None])
+        grads.append((out.losses["codebook"], z.grad, e.grad))
+    for came, expected in zip(*grads, strict=True):
+        assert torch.equal(came, expected)
+
+
+def test_a_gradient_that_is_one_number_everywhere_is_read_as_such():
+    latents, codebook, codes = problem()
+    straight_through(latents, codebook, codes).vectors.sum().backward()  # torch hands over an expanded scalar
+    assert torch.equal(latents.grad, torch.ones_like(latents))
+
+
+def test_nothing_depends_on_the_threads():
+    latents, codebook, codes = problem(rows=30_000, dim=40, vocab_size=500)
+    gradient = torch.randn(latents.shape)
+    results = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            latents.grad = codebook.grad = None
+            out = straight_through(latents, codebook, codes)
+            total = out.losses["codebook"] + 0.25 * out.losses["commitment"]
+            torch.autograd.backward([out.vectors, total], [gradient, None])
+            results.append((out.vectors, out.losses["codebook"], latents.grad, codebook.grad))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

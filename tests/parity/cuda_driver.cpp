@@ -85,10 +85,12 @@ std::vector<int64_t> check_nearest_code(const VqtokCudaRows& latents, const std:
         half_norms[k] = static_cast<float>(sum / 2);
     }
     std::vector<int64_t> codes(latents.N);
+    const Space packed(vqtok_cuda_packed_bytes(K, latents.D));
     const Space space(vqtok_cuda_nearest_code_workspace(latents.N, K, latents.D));
-    const int32_t outcome = vqtok_cuda_nearest_code(&latents, codebook.data(), half_norms.data(), K, codes.data(),
-                                                    space.data.get(), space.size, nullptr);
-    bool good = outcome == 0;
+    bool good = vqtok_cuda_pack(codebook.data(), half_norms.data(), K, latents.D, packed.data.get(), packed.size,
+                                nullptr) == 0;
+    good &= vqtok_cuda_nearest_code(&latents, packed.data.get(), K, codes.data(), space.data.get(), space.size,
+                                    nullptr) == 0;
     for (int64_t n = 0; n < latents.N; ++n) good &= codes[n] == nearest(latents, n, codebook, half_norms);
     expect(good, "nearest_code", latents.N, K, latents.D);
     return codes;
@@ -98,7 +100,7 @@ void check_code_statistics(const VqtokCudaRows& latents, const std::vector<int64
     std::vector<int64_t> counts(K);
     std::vector<float> sums(K * latents.D);
     const Space space(vqtok_cuda_code_statistics_workspace(latents.N, K, latents.D));
-    bool good = vqtok_cuda_code_statistics(&latents, codes.data(), K, counts.data(), sums.data(), space.data.get(),
+    bool good = vqtok_cuda_code_statistics(&latents, nullptr, codes.data(), K, counts.data(), sums.data(), space.data.get(),
                                            space.size, nullptr) == 0;
     std::vector<int64_t> expected_counts(K);
     std::vector<double> expected(K * latents.D);

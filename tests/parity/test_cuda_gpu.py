@@ -21,7 +21,7 @@ def _library():
 
 def assert_reference(latents, codebook):
     half_norms = half_squared_norms(codebook)
-    codes = cuda.nearest_code(latents.cuda(), codebook.cuda(), half_norms.cuda()).cpu()
+    codes = cuda.nearest_code(latents.cuda(), cuda.pack(codebook.cuda(), half_norms.cuda())).cpu()
     assert torch.equal(codes, reference.nearest_code(latents, codebook, half_norms))
 
 
@@ -45,7 +45,7 @@ def test_screening_decides_ordinary_latents(kind, monkeypatch):
     spaces = []
     allocate = cuda._workspace
     monkeypatch.setattr(cuda, "_workspace", lambda *sizes: spaces.append(allocate(*sizes)) or spaces[-1])
-    cuda.nearest_code(latents, codebook, half_squared_norms(codebook))
+    cuda.nearest_code(latents, cuda.pack(codebook, half_squared_norms(codebook)))
     assert int(spaces[-1][:4].view(torch.int32)) <= 3000
 
 
@@ -72,16 +72,18 @@ def test_straight_through_and_its_gradient_are_the_references():
     assert torch.equal(vectors.cpu(), expected)
     torch.testing.assert_close(loss.cpu(), expected_loss, rtol=1e-5, atol=0)
     came = cuda.straight_through_backward(gradient.cuda(), *on_gpu, weight.cuda())
-    assert torch.equal(came.cpu(), gradient - weight * reference.difference(codebook[codes], latents))
+    assert torch.equal(came.cpu(), reference.straight_through_backward(gradient, latents, codebook, codes, weight))
+    came = cuda.codebook_backward(*on_gpu, weight.cuda())
+    assert torch.equal(came.cpu(), reference.codebook_backward(latents, codebook, codes, weight))
 
 
 def test_lookup_is_captured_in_a_graph_and_replayed_on_new_latents():
     latents, codebook = (x.cuda() for x in KINDS["near midpoints"](4096, 1024, 16))
     half_norms = half_squared_norms(codebook)
-    cuda.nearest_code(latents, codebook, half_norms)
+    cuda.nearest_code(latents, cuda.pack(codebook, half_norms))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        codes = cuda.nearest_code(latents, codebook, half_norms)
+        codes = cuda.nearest_code(latents, cuda.pack(codebook, half_norms))
     latents.copy_(gauss(4096, 16, seed=5))
     graph.replay()
     torch.cuda.synchronize()

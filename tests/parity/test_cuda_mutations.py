@@ -13,14 +13,14 @@ MUTATIONS = {
     # ---- the certificate
     "no bound for the products": (
         "cuda/certificate.cuh",
-        "return static_cast<float>(padded_D + 2) * 0x1p-21f;",
+        "return static_cast<float>(padded_D + 8) * 0x1p-22f;",
         "return 0.0f * static_cast<float>(padded_D);",
         "test_ties_are_not_decided",
     ),
-    "a sixteenth of the bound for the products": (
+    "a quarter of the bound for the products": (
         "cuda/certificate.cuh",
-        "static_cast<float>(padded_D + 2) * 0x1p-21f",
-        "static_cast<float>(padded_D + 2) * 0x1p-25f",
+        "static_cast<float>(padded_D + 8) * 0x1p-22f",
+        "static_cast<float>(padded_D + 8) * 0x1p-24f",
         "test_ties_are_not_decided",
     ),
     "no rounding of the latents": (

@@ -4,6 +4,7 @@ Tolerances: none, but for the loss of straight_through, whose meaning leaves the
 """
 
 import math
+import os
 import subprocess
 from pathlib import Path
 
@@ -22,7 +23,9 @@ FORMS = {EXACT: "exact", CUT: "cut", WRONG: "wrong"}
 
 @pytest.fixture(scope="session")
 def shim_path(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.getbasetemp().parent / "cuda-on-cpu"
+    # A folder of this run: test processes of one run have theirs side by side in it, and a later run must build anew.
+    of_process = tmp_path_factory.getbasetemp()
+    folder = (of_process.parent if "PYTEST_XDIST_WORKER" in os.environ else of_process) / "cuda-on-cpu"
     folder.mkdir(exist_ok=True)
     return build(folder)
 
@@ -35,9 +38,14 @@ def shim(shim_path, monkeypatch) -> CudaOnCpu:
     return shim
 
 
+def nearest_code(latents, codebook, half_norms=None):
+    half_norms = half_squared_norms(codebook) if half_norms is None else half_norms
+    return cuda.nearest_code(latents, cuda.pack(codebook, half_norms))
+
+
 def assert_reference(latents, codebook, half_norms=None):
     half_norms = half_squared_norms(codebook) if half_norms is None else half_norms
-    codes = cuda.nearest_code(latents, codebook, half_norms)
+    codes = nearest_code(latents, codebook, half_norms)
     expected = reference.nearest_code(latents, codebook, half_norms)
     assert (codes.dtype, codes.shape) == (torch.int64, latents.shape[:-1])
     wrong = (codes != expected).flatten().nonzero().flatten().tolist()
@@ -106,14 +114,14 @@ def test_nearest_code_is_the_references_at_length(shim, kind, arithmetic, shape)
 def test_screening_decides_ordinary_latents(shim, kind, dim):
     """Else the exact scan would give the right codes, slowly, and no test would see it."""
     latents, codebook = KINDS[kind](200, 700, dim)
-    cuda.nearest_code(latents, codebook, half_squared_norms(codebook))
+    nearest_code(latents, codebook)
     assert shim.undecided() <= 6
 
 
 @pytest.mark.parametrize("kind", ["zeros", "collapsed", "overflowing"])
 def test_what_float16_cannot_decide_is_left_to_the_exact_scan(shim, kind):
     latents, codebook = KINDS[kind](200, 700, 6)
-    cuda.nearest_code(latents, codebook, half_squared_norms(codebook))
+    nearest_code(latents, codebook)
     assert shim.undecided() >= 180
 
 
@@ -185,7 +193,7 @@ def test_codes_beyond_float32_lose_and_all_of_them_give_code_zero(shim):
 def test_the_deciding_score_rounds_once(shim):
     latents = torch.tensor([[1.0, 8163685.0]]).repeat(3, 1)
     codebook = torch.tensor([[1.0, 0.0], [1.0, 538733 * 2.0**-66]])
-    assert cuda.nearest_code(latents, codebook, torch.zeros(2)).tolist() == [1, 1, 1]
+    assert nearest_code(latents, codebook, torch.zeros(2)).tolist() == [1, 1, 1]
 
 
 def test_a_score_of_minus_zero_ties_with_zero_wherever_it_is_found(shim):
@@ -200,7 +208,7 @@ def test_latents_that_are_not_finite_spoil_no_others(shim, bad):
     latents, codebook = KINDS["gauss"](140, 150, 9)
     expected = reference.nearest_code(latents, codebook, half_squared_norms(codebook))
     latents[70, 3] = latents[139] = bad
-    codes = cuda.nearest_code(latents, codebook, half_squared_norms(codebook))
+    codes = nearest_code(latents, codebook)
     good = latents.isfinite().all(1)
     assert torch.equal(codes[good], expected[good])
     assert codes.min() >= 0
@@ -278,6 +286,17 @@ def test_codes_that_do_not_exist_are_left_out_of_the_statistics(shim):
     assert sums[:, 0].tolist() == [1.0, 0.0, 2.0]
 
 
+@pytest.mark.parametrize("codebook_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("view", ["BCHW", "expanded", "every second dimension"])
+def test_the_gradient_of_the_codebook_is_the_references(shim, view, dtype, codebook_dtype):
+    latents, codebook = STRIDED[view](gauss(2, 7, 5, 6).to(dtype)), gauss(7, 9, seed=1).to(codebook_dtype).t()
+    codes = torch.randint(8, latents.shape[:-1], generator=generator(2))
+    weight = torch.tensor(0.3, dtype=reference.common_dtype(codebook, latents))
+    came = cuda.codebook_backward(latents, codebook, codes, weight)
+    assert torch.equal(came, reference.codebook_backward(latents, codebook, codes, weight))
+
+
 # ---- straight_through
 
 
@@ -309,8 +328,8 @@ def test_the_gradient_of_the_latents_rounds_as_torch_does(shim, view, dtype, cod
         gauss(1).to(codebook_dtype).expand(latents.shape),
     ):
         came = cuda.straight_through_backward(gradient, latents, codebook, codes, weight)
-        expected = gradient - weight * reference.difference(codebook[codes], latents)
-        assert torch.equal(came, expected.to(dtype))
+        expected = reference.straight_through_backward(gradient, latents, codebook, codes, weight)
+        assert torch.equal(came, expected)
         assert came.is_contiguous()
 
 
@@ -325,15 +344,19 @@ def test_a_code_that_does_not_exist_gives_no_number_and_reads_nothing(shim):
 
 
 def test_a_workspace_that_is_too_small_is_refused(shim, monkeypatch):
+    packed = cuda.pack(gauss(1, 2), torch.zeros(1))
     monkeypatch.setattr(cuda, "_workspace", lambda size, device: torch.empty(size - 1, dtype=torch.uint8))
     with pytest.raises(ResourceError, match="a workspace smaller than it asked for"):
-        cuda.nearest_code(gauss(3, 2), gauss(4, 2), torch.zeros(4))
+        cuda.nearest_code(gauss(3, 2), packed)
+    with pytest.raises(ResourceError, match="a workspace smaller than it asked for"):
+        cuda.pack(gauss(1, 2), torch.zeros(1))
 
 
 def test_extra_memory_is_linear_in_latents_and_codebook(shim):
     size = cuda.library().vqtok_cuda_nearest_code_workspace
-    assert size(1 << 20, 1 << 14, 32) < 40 * (1 << 20) + 8 * (1 << 14) * 32
+    assert size(1 << 20, 1 << 14, 32) < 30 * (1 << 20)
     assert size(1 << 26, 1 << 14, 32) == size(1 << 20, 1 << 14, 32)
+    assert cuda.library().vqtok_cuda_packed_bytes(1 << 14, 32) < 8 * (1 << 14) * 32
 
 
 def test_a_library_of_another_version_is_not_used(tmp_path, monkeypatch):

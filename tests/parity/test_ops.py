@@ -4,6 +4,7 @@ Tolerances: none. nearest_code and code_statistics are defined to the last bit (
 """
 
 import os
+import random
 import subprocess
 import sys
 import time
@@ -16,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vqtok.errors import BackendUnavailable, ConfigError, NonFiniteLatents
 from vqtok.ops import (
+    PreparedCodebook,
     code_statistics,
     half_squared_norms,
     native,
+    native_lookup,
     nearest_code,
     reference,
     screened,
@@ -27,8 +30,7 @@ from vqtok.ops import (
 )
 from vqtok.ops.table import OPS
 
-NATIVE = {"vqtok.ops.native:nearest_code"}
-"""Backends that come in several instruction sets."""
+IN_EVERY_INSTRUCTION_SET = {("nearest_code", "cpu")}
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SHAPES = ((0, 5, 3), (1, 1, 1), (7, 1, 5), (6, 17, 1), (13, 33, 3), (97, 61, 8), (50, 129, 31), (25, 70, 100))
@@ -38,7 +40,7 @@ def contenders(op):
     return [
         pytest.param(backend, isa, id=f"{backend.name}-{isa}".rstrip("-"))
         for backend in OPS[op].backends[:-1]
-        for isa in (native.INSTRUCTION_SETS if backend.function in NATIVE else ("",))
+        for isa in (native.INSTRUCTION_SETS if (op, backend.name) in IN_EVERY_INSTRUCTION_SET else ("",))
     ]
 
 
@@ -69,6 +71,13 @@ KINDS = {
     "collapsed": lambda n, k, d: (gauss(n, d), lattice(k, 1) + 1e-6 * gauss(k, d, seed=1)),
     "denormal": lambda n, k, d: (gauss(n, d) * 1e-22, gauss(k, d, seed=1) * 1e-22),
     "overflowing": lambda n, k, d: (gauss(n, d) * 1e19, gauss(k, d, seed=1) * 2e19),
+    "duplicated": lambda n, k, d: (gauss(n, d), gauss(k // 4 + 1, d, seed=1).repeat(4, 1)[:k]),
+    "unit": lambda n, k, d: tuple(torch.nn.functional.normalize(x, dim=1) for x in KINDS["gauss"](n, k, d)),
+    "huge": lambda n, k, d: (gauss(n, d) * 1e15, gauss(k, d, seed=1) * 1e15),
+    "one great code": lambda n, k, d: (gauss(n, d), torch.cat([gauss(k - 1, d, seed=1), 1e6 * gauss(1, d)])),
+    "half-way": lambda n, k, d: (gauss(k, d, seed=1)[torch.arange(2 * n).view(n, 2) % k].mean(1), gauss(k, d, seed=1)),
+    # Products far beyond 24 bits: the order of the codes comes from how the deciding score rounds.
+    "drowned": lambda n, k, d: (63 * lattice(n, d), 2.0**23 + lattice(k, d, seed=1)),
     "zeros": lambda n, k, d: (torch.zeros(n, d), torch.zeros(k, d)),
     "scales": lambda n, k, d: (gauss(n, d) * 10 ** gauss(n, 1), gauss(k, d, seed=1) * 10 ** (5 * gauss(k, 1))),
 }
@@ -93,6 +102,65 @@ def test_nearest_code_is_the_references_in_every_shape_and_dtype(forced, backend
     with forced(backend, isa, latents):
         codes = nearest_code(latents, codebook)
     with use_backend("reference"):
+        assert torch.equal(codes, nearest_code(latents, codebook))
+
+
+SCREENS = [pytest.param(b, id=b.name) for b in OPS["nearest_code"].backends if b.name in ("cpu-int8", "cpu-bf16")]
+LARGE = ((1100, 3000, 2), (600, 2000, 5), (500, 777, 16), (300, 1500, 33), (97, 513, 256), (40, 100, 1024))
+
+
+@pytest.mark.parametrize("shape", LARGE, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", SCREENS)
+def test_screening_gives_the_codes_of_the_float32_kernel(forced, backend, kind, shape):
+    """The float32 kernel is compared with the reference above; here there are codes enough to go wrong."""
+    latents, codebook = KINDS[kind](*shape)
+    for metric in ("l2", "cosine", "dot"):
+        with use_backend("cpu"):
+            expected = nearest_code(latents, codebook, metric)
+        with forced(backend, "", latents):
+            assert torch.equal(nearest_code(latents, codebook, metric), expected), metric
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", SCREENS)
+def test_screening_gives_the_codes_of_the_float32_kernel_in_many_draws(forced, backend, kind, seed):
+    draw = random.Random(seed)
+    shape = draw.choice((50, 1000, 3000)), draw.choice((100, 3000, 9000)), draw.choice((1, 2, 3, 4, 8, 31, 64, 200))
+    torch.manual_seed(seed)
+    latents, codebook = KINDS[kind](*shape)
+    order = torch.randperm(shape[1])
+    with use_backend("cpu"):
+        expected = nearest_code(latents, codebook[order])
+    with forced(backend, "", latents):
+        assert torch.equal(nearest_code(latents, codebook[order]), expected)
+
+
+@pytest.mark.parametrize("kind", ["gauss", "unit", "far", "one great code"])
+@pytest.mark.parametrize("backend", SCREENS)
+def test_screening_decides_nearly_all_by_itself(forced, backend, kind):
+    """Else it would be right, and slower than no screening. Centring and bounds a panel are what makes it so."""
+    latents, codebook = KINDS["gauss" if kind == "far" else kind](400, 2000, 24)
+    if kind == "far":
+        latents, codebook = latents + 20, codebook + 20
+    with forced(backend, "", latents):
+        (packed,) = backend.packed(codebook, half_squared_norms(codebook))
+        _, (seen, panels, undecided) = native_lookup.screened(latents, packed)
+    assert seen == 400
+    assert undecided <= 4
+    assert panels <= 6 * 400  # of 125 for each latent
+
+
+@pytest.mark.parametrize("backend", SCREENS)
+def test_screening_that_cannot_decide_is_given_up(forced, backend):
+    latents, codebook = gauss(5000, 4), 1 + 1e-7 * gauss(3000, 4, seed=1)
+    with forced(backend, "", latents):
+        (packed,) = backend.packed(codebook, half_squared_norms(codebook))
+        codes, (seen, _, _) = native_lookup.screened(latents, packed)
+    assert seen < 1000
+    with use_backend("cpu"):
         assert torch.equal(codes, nearest_code(latents, codebook))
 
 
@@ -138,25 +206,22 @@ def test_scores_are_never_held_whole(monkeypatch, backend, kind):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("backend", [native, screened, reference], ids=["cpu", "screened", "reference"])
-def test_latents_are_never_copied_whole(monkeypatch, backend, dtype):
-    if backend is native and (reason := native.reason_against()):
-        pytest.skip(reason)
+@pytest.mark.parametrize("backend", OPS["nearest_code"].backends, ids=lambda backend: backend.name)
+def test_latents_are_never_copied_whole(monkeypatch, forced, backend, dtype):
     monkeypatch.setattr(screened, "_BLOCK_SCORES", 2048)
     monkeypatch.setattr(reference, "_BLOCK_SCORES", 512)
-    monkeypatch.setattr(native, "_CONVERTED_ROWS", 64)
     codebook = gauss(20, 3, seed=1)
+    arguments = backend.packed(codebook, half_squared_norms(codebook)) if not backend.reason_against(codebook) else ()
     for shape in ((1, 3, 41, 37), (9, 3, 1, 60), (2000, 3, 1, 1)):
         latents = gauss(*shape).to(dtype).permute(0, 2, 3, 1)  # BCHW, not contiguous as rows
-        half_norms = half_squared_norms(codebook)
-        with LargestTensor() as largest:
-            codes = backend.nearest_code(latents, codebook, half_norms)
+        with forced(backend, "", latents), LargestTensor() as largest:
+            codes = backend.load()(latents, *arguments)
         assert largest.elements <= max(2048, codes.numel())
         assert torch.equal(codes, nearest_code(latents.contiguous(), codebook))
         bad = latents.contiguous().clone()
         bad.view(-1, 3)[codes.numel() - 2, 1] = torch.nan
         with pytest.raises(NonFiniteLatents, match=f"row {codes.numel() - 2} "):
-            backend.nearest_code(bad.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), codebook, half_norms)
+            backend.load()(bad.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1), *arguments)
 
 
 def test_the_reference_gives_the_same_whatever_its_blocks(monkeypatch):
@@ -205,6 +270,21 @@ def test_the_library_serves_many_python_threads_at_once(library):
             assert torch.equal(codes, expected)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_library_starts_no_more_threads_than_torch_has(library, threads):
+    torch.set_num_threads(threads)
+    latents, codebook = KINDS["gauss"](6000, 3000, 64)
+    nearest_code(latents, codebook)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()
+        before, most = len(os.listdir("/proc/self/task")), 0
+        call = pool.submit(lambda: [nearest_code(latents, codebook) for _ in range(5)])
+        while not call.done():
+            most = max(most, len(os.listdir("/proc/self/task")))
+    assert before + (threads > 1) <= most <= before + threads - 1
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_the_library_works_in_a_forked_child(library):
@@ -227,7 +307,7 @@ def test_the_library_works_in_a_forked_child(library):
 def test_the_instruction_set_is_forced_by_name(library, monkeypatch):
     assert "scalar" in native.instruction_sets()
     monkeypatch.setenv("VQTOK_CPU_ISA", "mmx")
-    with use_backend("cpu"), pytest.raises(ConfigError, match="one of scalar, avx2, avx512, got 'mmx'"):
+    with use_backend("cpu"), pytest.raises(ConfigError, match="one of scalar, avx2, avx512, neon, got 'mmx'"):
         nearest_code(gauss(2, 3), gauss(4, 3))
     monkeypatch.setenv("VQTOK_CPU_ISA", "avx512")
     monkeypatch.setattr(native, "instruction_sets", lambda: ("scalar", "avx2"))
@@ -240,12 +320,12 @@ def test_the_instruction_set_is_forced_by_name(library, monkeypatch):
 
 def test_flushed_denormals_do_not_reach_the_library(library):
     latents, codebook = KINDS["denormal"](53, 71, 12)
-    half_norms = codebook.square().sum(1) / 2
-    expected = native.nearest_code(latents, codebook, half_norms)
+    codebook = PreparedCodebook(codebook)
+    expected = nearest_code(latents, codebook)
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor does not flush denormals")
     try:
-        assert torch.equal(native.nearest_code(latents, codebook, half_norms), expected)
+        assert torch.equal(nearest_code(latents, codebook), expected)
     finally:
         torch.set_flush_denormal(False)
 
@@ -261,13 +341,35 @@ LAYOUTS = {
 @pytest.mark.parametrize("op", OPS)
 def test_torch_accepts_the_op(op, layout):
     latents, codebook = LAYOUTS[layout](gauss(2, 5, 3, 4)), gauss(7, 5, seed=1)
-    codes = nearest_code(latents, codebook)
+    codes, gradient, weight = nearest_code(latents, codebook), gauss(*latents.shape, seed=2), torch.tensor(0.5)
     inputs = {
         "nearest_code": (latents, codebook, "l2"),
         "code_statistics": (latents, codes, 7),
         "straight_through": (latents, codebook, codes),
+        "rotate": (latents, codebook, codes),
+        "straight_through_backward": (gradient, latents, codebook, codes, weight),
+        "rotate_backward": (gradient, latents, codebook, codes, weight),
+        "codebook_backward": (latents, codebook, codes, weight),
+        "half_squared_norms": (codebook,),
+        "normalize_codebook": (codebook,),
+        "normalize_latents": (latents,),
+        "normalize_latents_backward": (gradient, latents),
+        "update_averages": (codebook[:, 0], codebook, codebook + 1, codebook[:, 1], codebook + 2, 0.9, 1e-5, True),
+        "finite_scalar": (latents, [3, 4, 5, 8, 7]),
+        "finite_scalar_backward": (gradient, latents, [3, 4, 5, 8, 7]),
+        "compact": (latents[0], codes[0] > 2),
+        "pad": (latents[0, 0], torch.tensor([1, 0, 3]), -1),
+        "spread": (latents[0, 0], torch.tensor([[True, False, True], [False, True, True]]), 0),
     }
     opcheck(getattr(torch.ops.vqtok, op).default, inputs[op])
+
+
+def test_torch_accepts_the_op_of_a_prepared_codebook():
+    latents, codebook = gauss(2, 5, 3, 4).permute(0, 2, 3, 1), PreparedCodebook(gauss(70, 5, seed=1))
+    inputs = (latents, codebook.vectors, codebook.half_norms, list(codebook.packed), codebook.backend)
+    opcheck(torch.ops.vqtok.nearest_prepared_code.default, inputs)
+    compiled = torch.compile(nearest_code, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(latents, codebook), nearest_code(latents, codebook.vectors))
 
 
 def test_torch_accepts_straight_through_of_codes_in_any_memory_order():

@@ -47,9 +47,6 @@ def half_squared_norms(codebook: Tensor) -> Tensor:
 
     Returns:
         float32 [K]; infinity where float32 ends.
-
-    >>> half_squared_norms(torch.tensor([[3.0, 4.0]]))
-    tensor([12.5000])
     """
     return (_squared_norms(codebook) / 2).float()
 
@@ -62,13 +59,8 @@ def normalize_codebook(codebook: Tensor) -> Tensor:
 
     Returns:
         float32 [K, D].
-
-    >>> normalize_codebook(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
-    tensor([[0.6000, 0.8000],
-            [0.0000, 0.0000]])
     """
     squared = _squared_norms(codebook)
-    # Zero is replaced before the root, whose gradient there is infinite.
     return (codebook.double() / torch.where(squared > 0, squared, 1.0).sqrt()[:, None]).float()
 
 

@@ -15,21 +15,30 @@ FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 def check_spaces(latents: Tensor, codebook: Tensor) -> None:
     """Raise ConfigError unless latents [..., D] and codebook [K, D] are floats of one space on one device."""
-    if codebook.dim() != 2 or codebook.shape[0] == 0 or codebook.shape[1] == 0:
-        raise ConfigError(f"expected a codebook [K, D] with at least one code, got shape {list(codebook.shape)}")
+    check_codebook(codebook)
     if latents.dim() == 0 or latents.shape[-1] != codebook.shape[1]:
         raise ConfigError(
             f"expected latents [..., {codebook.shape[1]}] for a codebook {list(codebook.shape)}, got "
             f"{list(latents.shape)}; the last axis is the space: permute BCHW feature maps with .permute(0, 2, 3, 1)"
         )
-    for name, tensor in (("latents", latents), ("a codebook", codebook)):
-        if tensor.dtype not in FLOATS:
-            raise ConfigError(f"expected {name} of float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    _check_floats("latents", latents)
     if latents.device != codebook.device:
         raise ConfigError(
             f"expected latents and codebook on one device, got {latents.device} and {codebook.device}; "
             "move one of them with .to(device)"
         )
+
+
+def check_codebook(codebook: Tensor) -> None:
+    """Raise ConfigError unless the codebook is [K, D] of floats, with K and D of at least 1."""
+    if codebook.dim() != 2 or codebook.shape[0] == 0 or codebook.shape[1] == 0:
+        raise ConfigError(f"expected a codebook [K, D] with at least one code, got shape {list(codebook.shape)}")
+    _check_floats("a codebook", codebook)
+
+
+def _check_floats(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOATS:
+        raise ConfigError(f"expected {name} of float16, bfloat16, float32 or float64, got {tensor.dtype}")
 
 
 def check_codes(latents: Tensor, codes: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from vqtok.errors import BackendUnavailable, ResourceError
 from vqtok.ops import native
+from vqtok.ops.reference import common_dtype
 
 LIBRARY = Path(__file__).parent.parent / "_native" / "libvqtok_cuda.so"
 
@@ -43,27 +44,43 @@ class Rows(ctypes.Structure):
     """Whose memory it is: a copy must live until the launch."""
 
 
-def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
+def pack(codebook: Tensor, half_norms: Tensor) -> Tensor:
+    """Pack a codebook for any number of lookups.
+
+    Args:
+        codebook: float32 [K, D] on a GPU, contiguous.
+        half_norms: float32 [K], contiguous.
+
+    Returns:
+        uint8 [K, ...] for `nearest_code`: its length says how many codes there are without asking the device.
+    """
+    vocab_size, dim = codebook.shape
+    size = library().vqtok_cuda_packed_bytes(vocab_size, dim)
+    packed = _workspace(-(-size // vocab_size) * vocab_size, codebook.device)
+    pointers = codebook.data_ptr(), half_norms.data_ptr()
+    with stream_of(codebook.device) as stream:
+        _check(library().vqtok_cuda_pack(*pointers, vocab_size, dim, packed.data_ptr(), packed.numel(), stream))
+    return packed.view(vocab_size, -1)
+
+
+def nearest_code(latents: Tensor, packed: Tensor) -> Tensor:
     """Return the lowest code with the largest score for each latent; reads any strided latents where they lie.
 
     Args:
         latents: [..., D] on a GPU, any floating dtype; rounded once to float32.
-        codebook: float32 [K, D], contiguous.
-        half_norms: float32 [K], contiguous.
+        packed: uint8 [K, ...], what `pack` packed.
 
     Returns:
         int64 [...].
     """
-    library_, rows = library(), _rows(latents)
+    library_, rows, vocab_size = library(), _rows(latents), packed.shape[0]
     codes = torch.empty(latents.shape[:-1], dtype=torch.int64, device=latents.device)
-    sizes = rows.rows, codebook.shape[0], rows.dim
-    space = _workspace(library_.vqtok_cuda_nearest_code_workspace(*sizes), latents.device)
+    space = _workspace(library_.vqtok_cuda_nearest_code_workspace(rows.rows, vocab_size, rows.dim), latents.device)
     with stream_of(latents.device) as stream:
         outcome = library_.vqtok_cuda_nearest_code(
             ctypes.byref(rows),
-            codebook.data_ptr(),
-            half_norms.data_ptr(),
-            codebook.shape[0],
+            packed.data_ptr(),
+            vocab_size,
             codes.data_ptr(),
             space.data_ptr(),
             space.numel(),
@@ -81,24 +98,23 @@ def code_statistics(latents: Tensor, codes: Tensor, vocab_size: int) -> tuple[Te
         codes: int64 [...]; those outside 0..vocab_size-1 are left out.
         vocab_size: K.
     """
-    library_, rows, codes = library(), _rows(latents), codes.contiguous()
-    counts = torch.empty(vocab_size, dtype=torch.int64, device=latents.device)
-    sums = torch.empty(vocab_size, rows.dim, dtype=torch.float32, device=latents.device)
-    sizes = rows.rows, vocab_size, rows.dim
-    space = _workspace(library_.vqtok_cuda_code_statistics_workspace(*sizes), latents.device)
-    with stream_of(latents.device) as stream:
-        outcome = library_.vqtok_cuda_code_statistics(
-            ctypes.byref(rows),
-            codes.data_ptr(),
-            vocab_size,
-            counts.data_ptr(),
-            sums.data_ptr(),
-            space.data_ptr(),
-            space.numel(),
-            stream,
-        )
-    _check(outcome)
-    return counts, sums
+    return _statistics(latents, None, codes, vocab_size)
+
+
+def codebook_backward(latents: Tensor, codebook: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the codebook from its loss: ``weight`` times the sum of ``q - z`` over a code's rows.
+
+    Args:
+        latents: z, [..., D] on a GPU, any floating dtype.
+        codebook: [K, D], any floating dtype and strides; its rows are q.
+        codes: int64 [...].
+        weight: scalar; what the codebook term's difference counts.
+
+    Returns:
+        [K, D] of the codebook's dtype; the differences are summed as `code_statistics` does.
+    """
+    sums = _statistics(latents, _rows(codebook), codes, codebook.shape[0])[1]
+    return (weight * sums).to(codebook.dtype)
 
 
 def straight_through(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +130,7 @@ def straight_through(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[
     """
     library_, rows, codes = library(), _rows(latents), codes.contiguous()
     vectors = torch.empty(latents.shape, dtype=codebook.dtype, device=latents.device)
-    loss = torch.empty((), dtype=_common_dtype(latents, codebook), device=latents.device)
+    loss = torch.empty((), dtype=common_dtype(latents, codebook), device=latents.device)
     space = _workspace(library_.vqtok_cuda_straight_through_workspace(rows.rows, rows.dim), latents.device)
     with stream_of(latents.device) as stream:
         outcome = library_.vqtok_cuda_straight_through(
@@ -148,7 +164,7 @@ def straight_through_backward(
     """
     library_, rows, codes = library(), _rows(latents), codes.contiguous()
     out = torch.empty(latents.shape, dtype=latents.dtype, device=latents.device)
-    weight = weight.to(_common_dtype(latents, codebook))
+    weight = weight.to(common_dtype(latents, codebook))
     with stream_of(latents.device) as stream:
         outcome = library_.vqtok_cuda_straight_through_backward(
             ctypes.byref(_rows(gradient)),
@@ -200,6 +216,27 @@ def _reason_against_device() -> str:
     return ""
 
 
+def _statistics(latents: Tensor, codebook: Rows | None, codes: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    library_, rows, codes = library(), _rows(latents), codes.contiguous()
+    counts = torch.empty(vocab_size, dtype=torch.int64, device=latents.device)
+    sums = torch.empty(vocab_size, rows.dim, dtype=torch.float32, device=latents.device)
+    space = _workspace(library_.vqtok_cuda_code_statistics_workspace(rows.rows, vocab_size, rows.dim), latents.device)
+    with stream_of(latents.device) as stream:
+        outcome = library_.vqtok_cuda_code_statistics(
+            ctypes.byref(rows),
+            ctypes.byref(codebook) if codebook else None,
+            codes.data_ptr(),
+            vocab_size,
+            counts.data_ptr(),
+            sums.data_ptr(),
+            space.data_ptr(),
+            space.numel(),
+            stream,
+        )
+    _check(outcome)
+    return counts, sums
+
+
 def _rows(values: Tensor) -> Rows:
     rows = native.rows_of(values)
     if rows.rank > _MAX_RANK:
@@ -213,10 +250,6 @@ def _rows(values: Tensor) -> Rows:
 
 def _workspace(size: int, device: torch.device) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device=device)
-
-
-def _common_dtype(latents: Tensor, codebook: Tensor) -> torch.dtype:
-    return torch.promote_types(torch.promote_types(codebook.dtype, latents.dtype), torch.float32)
 
 
 def _check(outcome: int) -> None:
@@ -233,10 +266,12 @@ def _loaded(path: str) -> ctypes.CDLL:
     pointer, size, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     signatures = {
         "error": ((small,), ctypes.c_char_p),
+        "packed_bytes": ((size, size), size),
+        "pack": ((pointer, pointer, size, size, pointer, size, pointer), small),
         "nearest_code_workspace": ((size, size, size), size),
-        "nearest_code": ((pointer, pointer, pointer, size, pointer, pointer, size, pointer), small),
+        "nearest_code": ((pointer, pointer, size, pointer, pointer, size, pointer), small),
         "code_statistics_workspace": ((size, size, size), size),
-        "code_statistics": ((pointer, pointer, size, pointer, pointer, pointer, size, pointer), small),
+        "code_statistics": ((pointer, pointer, pointer, size, pointer, pointer, pointer, size, pointer), small),
         "straight_through_workspace": ((size, size), size),
         "straight_through": ((pointer, pointer, pointer, pointer, pointer, pointer, size, pointer), small),
         "straight_through_backward": ((pointer,) * 7, small),

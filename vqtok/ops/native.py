@@ -10,17 +10,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqtok.errors import BackendUnavailable, ConfigError, NonFiniteLatents, ResourceError
-from vqtok.ops.checks import finite_blocks
+from vqtok.errors import BackendUnavailable, ConfigError, ResourceError
 
 LIBRARY = Path(__file__).parent.parent / "_native" / "libvqtok_cpu.so"
-INSTRUCTION_SETS = ("scalar", "avx2", "avx512")
+INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon")
 """From the plainest up; ``VQTOK_CPU_ISA`` forces one of them."""
 
-_ABI = 1
-_CONVERTED_ROWS = 1 << 14
-"""Latents of other dtypes are converted this many at a time; each time the codebook is packed anew."""
+_ABI = 2
 _DONE, _NO_MEMORY = -1, -2
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
 
 
 class Rows(ctypes.Structure):
@@ -34,64 +32,8 @@ class Rows(ctypes.Structure):
         ("stride_d", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("dim", ctypes.c_int64),
+        ("type", ctypes.c_int64),
     )
-
-
-def nearest_code(latents: Tensor, codebook: Tensor, half_norms: Tensor) -> Tensor:
-    """Return the lowest code with the largest score for each latent; reads any strided latents where they lie.
-
-    Args:
-        latents: [..., D] on the CPU, any floating dtype; rounded once to float32.
-        codebook: float32 [K, D], contiguous.
-        half_norms: float32 [K], contiguous.
-
-    Returns:
-        int64 [...].
-
-    Raises:
-        NonFiniteLatents: a row holds NaN or infinity.
-    """
-    native, isa = library(), instruction_set()
-    codes = torch.empty(latents.shape[:-1].numel(), dtype=torch.int64, device="cpu")
-    blocks = [(0, latents)] if latents.dtype == torch.float32 else finite_blocks(latents, _CONVERTED_ROWS)
-    for first, block in blocks:
-        outcome = native.vqtok_nearest_code(
-            ctypes.byref(rows_of(block)),
-            codebook.data_ptr(),
-            half_norms.data_ptr(),
-            codebook.shape[0],
-            codes[first:].data_ptr(),
-            torch.get_num_threads(),
-            isa,
-        )
-        if outcome >= 0:
-            raise NonFiniteLatents(outcome)
-        check(outcome)
-    return codes.reshape(latents.shape[:-1])
-
-
-def code_statistics(latents: Tensor, codes: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Return counts int64 [K] and sums float32 [K, D], added in float64 in row order and rounded once.
-
-    Args:
-        latents: [..., D] on the CPU, at most float32.
-        codes: int64 [...], each in 0..vocab_size-1.
-        vocab_size: K.
-    """
-    values, codes = latents.float(), codes.contiguous()
-    # Not torch's defaults, which callers can change: C++ writes int64 and float32 into host memory.
-    counts = torch.empty(vocab_size, dtype=torch.int64, device="cpu")
-    sums = torch.empty(vocab_size, latents.shape[-1], dtype=torch.float32, device="cpu")
-    outcome = library().vqtok_code_statistics(
-        ctypes.byref(rows_of(values)),
-        codes.data_ptr(),
-        vocab_size,
-        counts.data_ptr(),
-        sums.data_ptr(),
-        torch.get_num_threads(),
-    )
-    check(outcome)
-    return counts, sums
 
 
 def reason_against() -> str:
@@ -142,10 +84,19 @@ def _loaded(path: str) -> ctypes.CDLL:
     pointer, size, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     library.vqtok_cpu_has.argtypes = (small,)
     library.vqtok_cpu_has.restype = small
-    library.vqtok_nearest_code.argtypes = (pointer, pointer, pointer, size, pointer, small, small)
-    library.vqtok_nearest_code.restype = size
-    library.vqtok_code_statistics.argtypes = (pointer, pointer, size, pointer, pointer, small)
-    library.vqtok_code_statistics.restype = size
+    library.vqtok_cpu_screens.argtypes = (small,)
+    library.vqtok_cpu_screens.restype = small
+    signatures = {
+        "half_squared_norms": (pointer, size, size, pointer, small),
+        "normalize_codebook": (pointer, size, size, pointer, small),
+        "packed_bytes": (size, size, small),
+        "pack": (pointer, pointer, size, size, small, pointer, small),
+        "nearest_code": (pointer, pointer, pointer, small, small, pointer),
+        "code_statistics": (pointer, pointer, size, pointer, pointer, small),
+    }
+    for name, arguments in signatures.items():
+        function = getattr(library, f"vqtok_{name}")
+        function.argtypes, function.restype = arguments, size
     return library
 
 
@@ -163,7 +114,7 @@ def instruction_set() -> int:
 
 
 def rows_of(values: Tensor) -> Rows:
-    """Describe float32 [..., D]; leading dimensions that lie in one stride are merged, so most inputs have rank 1."""
+    """Describe floats [..., D]; leading dimensions that lie in one stride are merged, so most inputs have rank 1."""
     sizes: list[int] = []
     strides: list[int] = []
     for size, stride in zip(reversed(values.shape[:-1]), reversed(values.stride()[:-1]), strict=True):
@@ -173,13 +124,14 @@ def rows_of(values: Tensor) -> Rows:
             sizes.insert(0, size)
             strides.insert(0, stride)
     axes = _axes(len(sizes))
+    layout = (axes(*sizes), axes(*strides), len(sizes), values.stride(-1))
     rows, dim = values.shape[:-1].numel(), values.shape[-1]
-    return Rows(values.data_ptr(), axes(*sizes), axes(*strides), len(sizes), values.stride(-1), rows, dim)
+    return Rows(values.data_ptr(), *layout, rows, dim, _TYPES[values.dtype])
 
 
 def check(outcome: int) -> None:
     """Raise for what a function of the library returned, unless it is done."""
     if outcome == _NO_MEMORY:
-        raise ResourceError("expected memory for one packed copy of the codebook, but the system has none left")
+        raise ResourceError("expected memory for one copy of the codebook, but the system has none left")
     if outcome != _DONE:
         raise ResourceError(f"expected {LIBRARY.name} to finish, but it returned {outcome}: this is a bug")

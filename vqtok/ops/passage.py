@@ -1,4 +1,7 @@
-"""straight_through: code vectors forward, the identity backward, and the two squared-error terms."""
+"""straight_through and rotate: code vectors forward, a gradient for the latents backward, and the two error terms.
+
+Both give the same values; they differ in what the latents learn from the gradient of the vectors.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vqtok.ops.checks import check_codes, check_range, check_spaces
-from vqtok.ops.reference import difference
+from vqtok.ops.reference import common_dtype
 from vqtok.ops.registration import register
-from vqtok.ops.table import STRAIGHT_THROUGH
+from vqtok.ops.table import CODEBOOK_BACKWARD, ROTATE, ROTATE_BACKWARD, STRAIGHT_THROUGH, STRAIGHT_THROUGH_BACKWARD
 from vqtok.types import Quantized
 
 
@@ -35,6 +38,7 @@ def straight_through(latents: Tensor, codebook: Tensor, codes: Tensor) -> Quanti
 
     Raises:
         ConfigError: shapes, dtypes or devices do not fit, or a code is out of range (only checked on the CPU).
+        BackendUnavailable: the backend asked for cannot run.
 
     Source:
         van den Oord, Vinyals and Kavukcuoglu, "Neural Discrete Representation Learning", 2017, equation 3.
@@ -45,14 +49,54 @@ def straight_through(latents: Tensor, codebook: Tensor, codes: Tensor) -> Quanti
     >>> out.vectors.tolist(), out.losses["commitment"].item(), latents.grad.tolist()
     ([[1.0, 1.0]], 0.25, [[1.0, 1.0]])
     """
+    return _passed(_StraightThrough, latents, codebook, codes)
+
+
+def rotate(latents: Tensor, codebook: Tensor, codes: Tensor) -> Quantized:
+    """Replace latents by their code vectors and turn gradients by the rotation that takes each latent to its vector.
+
+    Values, losses and what is kept are those of `straight_through`. Of a latent z and its vector q, with
+    ``u = z / |z|``, ``v = q / |q|``, ``w = (u + v) / |u + v|`` and the scale ``|q| / |z|``, the rotation in their plane
+    with that scale takes z to q. It is held constant, so a gradient g of the vectors reaches the latents as
+    ``|q| / |z| (g - 2 w (w.g) + 2 u (v.g))``: angles between gradient and vector are kept.
+
+    Where no such rotation is defined, the gradient passes straight through: q is zero, z is shorter than 1e-6 of q
+    (zero, or the scale would throw the encoder out of its range), or the two point in opposite directions
+    (``|u + v| <= 1e-6``).
+
+    Args:
+        latents: [..., D]; float16, bfloat16, float32 or float64.
+        codebook: [K, D]; need not require a gradient.
+        codes: int64 [...], each in 0..K-1.
+
+    Returns:
+        `Quantized`, as of `straight_through`.
+
+    Raises:
+        ConfigError: shapes, dtypes or devices do not fit, or a code is out of range (only checked on the CPU).
+        BackendUnavailable: the backend asked for cannot run.
+
+    Source:
+        Fifty et al., "Restructuring Vector Quantization with the Rotation Trick", 2024, section 4.2.
+
+    >>> latents = torch.tensor([[2.0, 0.0]], requires_grad=True)
+    >>> out = rotate(latents, torch.tensor([[0.0, 1.0]]), torch.tensor([0]))
+    >>> out.vectors.backward(torch.tensor([[0.0, 4.0]]))
+    >>> out.vectors.tolist(), [round(x, 6) for x in latents.grad[0].tolist()]
+    ([[0.0, 1.0]], [2.0, 0.0])
+    """
+    return _passed(_Rotate, latents, codebook, codes)
+
+
+def _passed(function: type[torch.autograd.Function], latents: Tensor, codebook: Tensor, codes: Tensor) -> Quantized:
     check_spaces(latents, codebook)
     check_codes(latents, codes)
-    vectors, codebook_loss, commitment_loss = _StraightThrough.apply(latents, codebook, codes)
+    vectors, codebook_loss, commitment_loss = function.apply(latents, codebook, codes)
     return Quantized(vectors, codes, {"codebook": codebook_loss, "commitment": commitment_loss})
 
 
 class _StraightThrough(torch.autograd.Function):
-    """The one place where the op meets autograd."""
+    """Where straight_through meets autograd."""
 
     @staticmethod
     def forward(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,27 +109,87 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        latents, codebook, codes = ctx.saved_tensors
-        of_vectors, of_codebook_loss, of_commitment_loss = gradients
-        error = difference(codebook[codes], latents)
-        scale = 2 / max(latents.numel(), 1)
-        of_latents = of_codebook = None
-        if ctx.needs_input_grad[0]:
-            of_latents = (of_vectors - scale * of_commitment_loss * error).to(latents.dtype)
-        if ctx.needs_input_grad[1]:
-            sums = torch.ops.vqtok.code_statistics.default(error, codes, codebook.shape[0])[1]
-            of_codebook = (scale * of_codebook_loss * sums).to(codebook.dtype)
-        return of_latents, of_codebook, None
+        return _gradients(torch.ops.vqtok.straight_through_backward.default, ctx, gradients)
 
 
-def _compute(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+class _Rotate(torch.autograd.Function):
+    """Where rotate meets autograd."""
+
+    @staticmethod
+    def forward(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        vectors, loss = torch.ops.vqtok.rotate.default(latents, codebook, codes)
+        return vectors, loss, loss.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        return _gradients(torch.ops.vqtok.rotate_backward.default, ctx, gradients)
+
+
+def _gradients(of_latents: Any, ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None, None]:
+    """Return the gradients of latents and codebook, each in one pass and only where it is asked for."""
+    latents, codebook, codes = ctx.saved_tensors
+    of_vectors, of_codebook_loss, of_commitment_loss = gradients
+    scale = 2 / max(latents.numel(), 1)
+    to_latents = to_codebook = None
+    if ctx.needs_input_grad[0]:
+        to_latents = of_latents(of_vectors, latents, codebook, codes, scale * of_commitment_loss)
+    if ctx.needs_input_grad[1]:
+        weight = scale * of_codebook_loss
+        to_codebook = torch.ops.vqtok.codebook_backward.default(latents, codebook, codes, weight)
+    return to_latents, to_codebook, None
+
+
+def _compute_straight_through(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     check_range(codes, codebook.shape[0])
-    return STRAIGHT_THROUGH.choose(latents)(latents, codebook, codes)
+    return STRAIGHT_THROUGH.choose(latents, codebook)(latents, codebook, codes)
 
 
-def _fake(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    vectors = codebook.new_empty(latents.shape)
-    return vectors, difference(vectors, latents).new_empty(())
+def _compute_rotate(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    check_range(codes, codebook.shape[0])
+    return ROTATE.choose(latents, codebook)(latents, codebook, codes)
 
 
-register("straight_through(Tensor latents, Tensor codebook, Tensor codes) -> (Tensor, Tensor)", _compute, _fake)
+def _fake_passage(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    return codebook.new_empty(latents.shape), latents.new_empty((), dtype=common_dtype(codebook, latents))
+
+
+def _compute_straight_through_backward(
+    gradient: Tensor, latents: Tensor, codebook: Tensor, codes: Tensor, weight: Tensor
+) -> Tensor:
+    check_range(codes, codebook.shape[0])
+    return STRAIGHT_THROUGH_BACKWARD.choose(latents, codebook)(gradient, latents, codebook, codes, weight)
+
+
+def _compute_rotate_backward(
+    gradient: Tensor, latents: Tensor, codebook: Tensor, codes: Tensor, weight: Tensor
+) -> Tensor:
+    check_range(codes, codebook.shape[0])
+    return ROTATE_BACKWARD.choose(latents, codebook)(gradient, latents, codebook, codes, weight)
+
+
+def _fake_backward(gradient: Tensor, latents: Tensor, codebook: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
+    return latents.new_empty(latents.shape)
+
+
+def _compute_codebook_backward(latents: Tensor, codebook: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
+    check_range(codes, codebook.shape[0])
+    return CODEBOOK_BACKWARD.choose(latents, codebook)(latents, codebook, codes, weight)
+
+
+def _fake_codebook_backward(latents: Tensor, codebook: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
+    return codebook.new_empty(codebook.shape)
+
+
+_PASSAGE = "(Tensor latents, Tensor codebook, Tensor codes) -> (Tensor, Tensor)"
+_BACKWARD = "(Tensor gradient, Tensor latents, Tensor codebook, Tensor codes, Tensor weight) -> Tensor"
+_TO_CODEBOOK = "(Tensor latents, Tensor codebook, Tensor codes, Tensor weight) -> Tensor"
+
+register(f"straight_through{_PASSAGE}", _compute_straight_through, _fake_passage)
+register(f"rotate{_PASSAGE}", _compute_rotate, _fake_passage)
+register(f"straight_through_backward{_BACKWARD}", _compute_straight_through_backward, _fake_backward)
+register(f"rotate_backward{_BACKWARD}", _compute_rotate_backward, _fake_backward)
+register(f"codebook_backward{_TO_CODEBOOK}", _compute_codebook_backward, _fake_codebook_backward)

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from vqtok.ops.arithmetic import fused_multiply_add
+from vqtok.ops.arithmetic import fused_multiply_add, normalize_codebook
 from vqtok.ops.checks import finite_blocks
+from vqtok.ops.levels import level_bound, level_thresholds
 
 _BLOCK_SCORES = 1 << 18
 """Scores held at a time, in float64 with a handful of temporaries: some tens of megabytes."""
+_SCALAR_ROWS = 1 << 16
+
+SHORTEST = 1e-6
+"""A latent shorter than this part of its vector, or a sum of unit vectors below it, gives no rotation."""
+
+LEAST_LENGTH = 1e-12
+"""What latents are divided by at least to be of unit length."""
 
 
 def score(latents: Tensor, vectors: Tensor, half_norms: Tensor) -> Tensor:
@@ -91,10 +101,241 @@ def straight_through(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[
     return vectors, difference(vectors, latents).square_().sum() / max(latents.numel(), 1)
 
 
+def straight_through_backward(
+    gradient: Tensor, latents: Tensor, codebook: Tensor, codes: Tensor, weight: Tensor
+) -> Tensor:
+    """Return the gradient of latents whose vectors have this gradient: ``gradient + weight (z - q)``.
+
+    Args:
+        gradient: [..., D], of the vectors and of the codebook's dtype.
+        latents: z, [..., D], any floating dtype.
+        codebook: [K, D], any floating dtype.
+        codes: int64 [...].
+        weight: scalar; what the commitment term's difference counts.
+
+    Returns:
+        [..., D] of the latents' dtype and contiguous.
+    """
+    return (gradient - weight * difference(codebook[codes.contiguous()], latents)).to(latents.dtype).contiguous()
+
+
+def rotate_backward(gradient: Tensor, latents: Tensor, codebook: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of latents that were rotated and scaled to their vectors, in float64 until the end.
+
+    With s = u + v the bisector of the two unit vectors, w (w.g) is s (s.g) / (s.s).
+
+    Args:
+        gradient: g, [..., D], of the vectors and of the codebook's dtype.
+        latents: z = |z| u, [..., D], any floating dtype.
+        codebook: [K, D], any floating dtype; its rows are q = |q| v.
+        codes: int64 [...].
+        weight: scalar; what the commitment term's difference counts.
+
+    Returns:
+        [..., D] of the latents' dtype and contiguous.
+    """
+    g, z, q = gradient.double(), latents.double(), codebook[codes.contiguous()].double()
+    length, target = z.norm(dim=-1, keepdim=True), q.norm(dim=-1, keepdim=True)
+    rotates = (target > 0) & (length > SHORTEST * target)
+    u, v = z / torch.where(rotates, length, 1.0), q / torch.where(rotates, target, 1.0)
+    s = u + v
+    squared = _dot(s, s)
+    rotates &= squared > SHORTEST**2
+    turned = g - s * (2 * _dot(s, g) / torch.where(rotates, squared, 1.0)) + u * (2 * _dot(v, g))
+    turned = turned * (target / torch.where(rotates, length, 1.0))
+    return (torch.where(rotates, turned, g) - weight * difference(q, z)).to(latents.dtype).contiguous()
+
+
+def codebook_backward(latents: Tensor, codebook: Tensor, codes: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of the codebook from its loss: ``weight`` times the sum of ``q - z`` over a code's rows.
+
+    Args:
+        latents: z, [..., D], any floating dtype.
+        codebook: [K, D], any floating dtype; its rows are q.
+        codes: int64 [...].
+        weight: scalar; what the codebook term's difference counts.
+
+    Returns:
+        [K, D] of the codebook's dtype; the differences are summed as `code_statistics` does.
+    """
+    error = difference(codebook[codes.contiguous()], latents)
+    return (weight * code_statistics(error, codes, codebook.shape[0])[1]).to(codebook.dtype)
+
+
+def normalize_latents(latents: Tensor) -> Tensor:
+    """Return latents over their length, or over `LEAST_LENGTH` where they are shorter.
+
+    Args:
+        latents: [..., D], any floating dtype.
+
+    Returns:
+        [..., D], float64 for float64 and else float32, contiguous.
+    """
+    rows = latents.double()
+    unit = rows / rows.norm(dim=-1, keepdim=True).clamp(min=LEAST_LENGTH)
+    return unit.to(common_dtype(latents, latents)).contiguous()
+
+
+def normalize_latents_backward(gradient: Tensor, latents: Tensor) -> Tensor:
+    """Return the gradient of latents whose unit vectors u have this gradient g: ``(g - u (u.g)) / |z|``.
+
+    Args:
+        gradient: [..., D], of the unit vectors.
+        latents: z, [..., D], any floating dtype.
+
+    Returns:
+        [..., D] of the latents' dtype and contiguous; ``g / LEAST_LENGTH`` where z is not longer.
+    """
+    g, z = gradient.double(), latents.double()
+    length = z.norm(dim=-1, keepdim=True)
+    by = 1 / length.clamp(min=LEAST_LENGTH)
+    along = torch.where(length > LEAST_LENGTH, _dot(z, g) * by * by, 0.0)
+    return ((g - along * z) * by).to(latents.dtype).contiguous()
+
+
+def update_averages(
+    size: Tensor,
+    total: Tensor,
+    codebook: Tensor,
+    counts: Tensor,
+    sums: Tensor,
+    decay: float,
+    epsilon: float,
+    unit: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the moving averages of sizes and sums after one more batch, and the codebook that they make.
+
+    Args:
+        size: [K], the average so far.
+        total: [K, D], the average so far.
+        codebook: [K, D]; a code of size 0 has no mean and keeps its row.
+        counts: [K], of the batch.
+        sums: [K, D], of the batch.
+        decay: what the average so far counts.
+        epsilon: Laplace smoothing of the sizes that the sums are divided by.
+        unit: divide the means by their norms.
+
+    Returns:
+        size, total and codebook, new.
+    """
+    size = decay * size + (1 - decay) * counts
+    total = decay * total + (1 - decay) * sums
+    everything = size.double().sum().to(size.dtype)
+    smoothed = (size + epsilon) / (everything + codebook.shape[0] * epsilon) * everything
+    means = total / smoothed[:, None]
+    means = normalize_codebook(means) if unit else means
+    return size, total, torch.where(size[:, None] > 0, means, codebook)
+
+
+def finite_scalar(latents: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the codes of latents by comparison with the thresholds between levels, and the levels as vectors.
+
+    Args:
+        latents: [..., D], finite, any floating dtype; rounded once to float32.
+        levels: D numbers of levels.
+
+    Returns:
+        codes int64 [...] and vectors float32 [..., D] of `finite_scalar_vectors`.
+
+    Raises:
+        NonFiniteLatents: a row holds NaN or infinity, on the CPU.
+    """
+    thresholds = [torch.tensor(level_thresholds(count), dtype=torch.float32).to(latents.device) for count in levels]
+    codes = torch.zeros(latents.shape[:-1].numel(), dtype=torch.int64, device=latents.device)
+    for n, rows in finite_blocks(latents, _SCALAR_ROWS):
+        place = 1
+        for column, ends, count in zip(rows.t().contiguous(), thresholds, levels, strict=True):
+            # The digit is how many thresholds a latent has reached.
+            codes[n : n + len(rows)] += place * torch.searchsorted(ends, column, right=True)
+            place *= count
+    codes = codes.reshape(latents.shape[:-1])
+    return codes, finite_scalar_vectors(codes, levels)
+
+
+def finite_scalar_vectors(codes: Tensor, levels: Sequence[int]) -> Tensor:
+    """Return the vectors of codes: of a dimension with L levels the code's digit i as ``(i - L // 2) / (L // 2)``.
+
+    Args:
+        codes: int64 [...]; the first digit is the fastest.
+        levels: D numbers of levels L.
+
+    Returns:
+        float32 [..., D].
+    """
+    digits = []
+    for count in levels:
+        digits.append((codes % count - count // 2).float() / (count // 2))
+        codes = codes // count
+    return torch.stack(digits, dim=-1)
+
+
+def finite_scalar_backward(gradient: Tensor, latents: Tensor, levels: Sequence[int]) -> Tensor:
+    """Return the gradient of latents whose vectors have this gradient, as if nothing had been rounded.
+
+    Args:
+        gradient: [..., D], of the vectors.
+        latents: [..., D], any floating dtype.
+        levels: D numbers of levels.
+
+    Returns:
+        [..., D] of the latents' dtype and contiguous: the gradient times the slope of the bound, over half the levels.
+    """
+    bounds = torch.tensor([level_bound(count) for count in levels], dtype=torch.float64)
+    half, shift = bounds[:, 0], bounds[:, 2]
+    slope = (half / torch.tensor([count // 2 for count in levels])).float().to(latents.device)
+    tanh = (latents.float() + shift.float().to(latents.device)).tanh()
+    return (gradient * slope * (1 - tanh * tanh)).to(latents.dtype).contiguous()
+
+
+def compact(values: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the kept values of all rows, one row after the other, and how many each row has.
+
+    Args:
+        values: [B, N, ...], any dtype.
+        keep: bool [B, N].
+
+    Returns:
+        [T, ...] and int64 [B].
+    """
+    return values[keep], keep.sum(dim=1)
+
+
+def pad(values: Tensor, lengths: Tensor, fill: float) -> tuple[Tensor, Tensor]:
+    """Return runs of values as rows of equal length, filled up at their ends, and where the values are.
+
+    Args:
+        values: [T, ...], any dtype.
+        lengths: int64 [B], each at least 0, T in all.
+        fill: what stands where there is no value.
+
+    Returns:
+        [B, max(lengths), ...] and bool [B, max(lengths)].
+    """
+    longest = int(lengths.max()) if len(lengths) else 0
+    mask = torch.arange(longest, device=lengths.device) < lengths[:, None]
+    return spread(values, mask, fill), mask
+
+
+def spread(values: Tensor, mask: Tensor, fill: float) -> Tensor:
+    """Return [B, N, ...] with values [T, ...] in order where the mask [B, N] is true, and ``fill`` elsewhere."""
+    rows = values.new_full((*mask.shape, *values.shape[1:]), fill)
+    rows[mask] = values
+    return rows
+
+
 def difference(vectors: Tensor, latents: Tensor) -> Tensor:
     """Return ``vectors - latents`` in at least float32."""
-    dtype = torch.promote_types(torch.promote_types(vectors.dtype, latents.dtype), torch.float32)
+    dtype = common_dtype(vectors, latents)
     return vectors.to(dtype) - latents.to(dtype)
+
+
+def common_dtype(a: Tensor, b: Tensor) -> torch.dtype:
+    """Return the dtype that holds both, float32 at least."""
+    return torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(dim=-1, keepdim=True)
 
 
 def _first_largest(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,29 +29,66 @@ class Backend:
         name: what `use_backend` and ``VQTOK_BACKEND`` call it.
         function: ``module:attribute``, imported on first use.
         devices: torch device types it runs on; empty: wherever torch runs and has float64.
-        dtypes: dtypes of latents it takes.
+        dtypes: dtypes of latents it takes; empty: all there are.
+        codebook_dtypes: dtypes of codebooks it takes.
         max_dim: largest D it takes.
         probe: ``module:attribute`` of a function that returns why it cannot run on this machine, or "".
+        prepare: ``module:attribute`` of a function that packs a codebook for ``function``, which then takes what it
+            packed in the codebook's place.
+        pays: ``module:attribute`` of a function of a `Workload` that returns why the automatic choice does better to
+            pass it over, or "".
     """
 
     name: str
     function: str
     devices: frozenset[str] = frozenset()
     dtypes: frozenset[torch.dtype] = FLOATS
+    codebook_dtypes: frozenset[torch.dtype] = FLOATS
     max_dim: int = 1 << 31
     probe: str = ""
+    prepare: str = ""
+    pays: str = ""
 
-    def reason_against(self, latents: Tensor) -> str:
-        """Return why this backend cannot take these latents on this machine, or ""."""
+    def load(self) -> Callable[..., Any]:
+        """Return ``function``, imported."""
+        return _imported(self.function)
+
+    def packed(self, *codebook: Tensor) -> tuple[Tensor, ...]:
+        """Return what ``function`` takes in the codebook's place."""
+        return (_imported(self.prepare)(*codebook),) if self.prepare else codebook
+
+    def reason_against(self, latents: Tensor, codebook: Tensor | None = None) -> str:
+        """Return why this backend cannot take these inputs on this machine, or ""."""
         if self.devices and latents.device.type not in self.devices:
             return f"runs on {_listed(self.devices)}, the latents are on {latents.device.type}"
         if not self.devices and latents.device.type in _WITHOUT_FLOAT64:
             return f"needs float64, which {latents.device.type} lacks: move the latents to the CPU"
-        if latents.dtype not in self.dtypes:
+        if self.dtypes and latents.dtype not in self.dtypes:
             return f"takes {_listed(map(_short, self.dtypes))}, the latents are {_short(latents.dtype)}"
+        if codebook is not None and codebook.dtype not in self.codebook_dtypes:
+            return f"takes codebooks of {_listed(map(_short, self.codebook_dtypes))}, this is {_short(codebook.dtype)}"
         if latents.shape[-1] > self.max_dim:
             return f"takes up to {self.max_dim} dimensions, the latents have {latents.shape[-1]}"
         return _imported(self.probe)() if self.probe else ""
+
+    def reason_to_pass(self, work: Workload | None) -> str:
+        """Return why this backend, although it can run, is not worth it for this work, or ""."""
+        return _imported(self.pays)(work) if self.pays and work else ""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """How much a lookup has to do.
+
+    Attributes:
+        rows: number of latents; 0: unknown and many, of a codebook that is packed once.
+        vocab_size: number of codes.
+        dim: dimensions.
+    """
+
+    rows: int
+    vocab_size: int
+    dim: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,35 +98,37 @@ class Op:
     name: str
     backends: tuple[Backend, ...]
 
-    def choose(self, latents: Tensor) -> Callable[..., Any]:
+    def choose(self, latents: Tensor, codebook: Tensor | None = None) -> Callable[..., Any]:
         """Return the function of the forced backend, or of the first one that can run.
 
         Raises:
             BackendUnavailable: the forced backend cannot run; the message says why.
             ConfigError: ``VQTOK_BACKEND`` names no backend.
         """
-        return _imported(self.chosen(latents).function)
+        return self.chosen(latents, codebook).load()
 
-    def chosen(self, latents: Tensor) -> Backend:
-        """Return the backend that `choose` takes."""
-        name = forced_backend()
-        for backend in self.backends:
-            if backend.name == name:
-                if reason := backend.reason_against(latents):
-                    raise BackendUnavailable(
-                        f"expected backend {name!r} to compute {self.name}, but it {reason}; "
-                        "leave the choice to vqtok or see vqtok.ops.explain"
-                    )
-                return backend
-        # A forced name that only other ops have leaves this op to the automatic choice.
+    def chosen(self, latents: Tensor, codebook: Tensor | None = None, work: Workload | None = None) -> Backend:
+        """Return the backend that `choose` takes; with ``work``, of those that can run the first that pays."""
+        if forced := self.forced():
+            if reason := forced.reason_against(latents, codebook):
+                raise BackendUnavailable(
+                    f"expected backend {forced.name!r} to compute {self.name}, but it {reason}; "
+                    "leave the choice to vqtok or see vqtok.ops.explain"
+                )
+            return forced
         reason = ""
         for backend in self.backends:
-            reason = backend.reason_against(latents)
-            if not reason:
+            reason = backend.reason_against(latents, codebook)
+            if not reason and not backend.reason_to_pass(work):
                 return backend
         raise BackendUnavailable(
             f"expected a backend to compute {self.name}, but none can; {self.backends[-1].name} {reason}"
         )
+
+    def forced(self) -> Backend | None:
+        """Return this op's backend of the forced name; a name that only other ops have leaves the choice automatic."""
+        name = forced_backend()
+        return next((backend for backend in self.backends if backend.name == name), None)
 
 
 def forced_backend() -> str:
@@ -127,13 +166,13 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-def explain(op_name: str, latents: Tensor, codebook: Tensor) -> str:
+def explain(op_name: str, latents: Tensor, codebook: Tensor | None = None) -> str:
     """Return a table of an op's backends: which can run on these inputs, why others cannot, which one is taken.
 
     Args:
-        op_name: ``nearest_code``, ``code_statistics`` or ``straight_through``.
-        latents: [..., D].
-        codebook: [K, D].
+        op_name: an op's name, as the functions of this package have it; ``_backward`` is added for its gradient.
+        latents: [..., D], or an op's values.
+        codebook: [K, D], for ops that read one.
 
     Raises:
         ConfigError: no op has this name, or ``VQTOK_BACKEND`` names no backend.
@@ -150,18 +189,20 @@ def explain(op_name: str, latents: Tensor, codebook: Tensor) -> str:
     inputs = ", ".join(
         f"{name} {_short(x.dtype)} {list(x.shape)} on {x.device}"
         for name, x in (("latents", latents), ("codebook", codebook))
+        if x is not None
     )
-    lines, taken, forced = [f"{op_name}: {inputs}"], False, forced_backend()
-    named = any(b.name == forced for b in ops[op_name].backends)
-    for backend in ops[op_name].backends:
-        reason = backend.reason_against(latents)
-        verdict = f"cannot run: {reason}" if reason else "can run"
-        wanted = backend.name == forced if named else not taken
+    op, lines, taken = ops[op_name], [f"{op_name}: {inputs}"], False
+    forced, width = op.forced(), max(len(backend.name) for backend in op.backends)
+    work = None if codebook is None else Workload(latents.shape[:-1].numel(), *codebook.shape)
+    for backend in op.backends:
+        reason, passed = backend.reason_against(latents, codebook), backend.reason_to_pass(work)
+        verdict = f"cannot run: {reason}" if reason else f"can run, but {passed}" if passed else "can run"
+        wanted = backend == forced if forced else not taken and not passed
         if wanted and not reason:
-            taken, verdict = True, "taken" + (", as asked for" if named else "")
-        lines.append(f"  {backend.name:<9}  {verdict}")
-    if not taken:
-        lines.append(f"  {forced!r} was asked for and cannot run: calls will raise BackendUnavailable")
+            taken, verdict = True, "taken" + (", as asked for" if forced else "")
+        lines.append(f"  {backend.name:<{width}}  {verdict}")
+    if forced and not taken:
+        lines.append(f"  {forced.name!r} was asked for and cannot run: calls will raise BackendUnavailable")
     return "\n".join(lines)
 
 

@@ -7,43 +7,153 @@ import torch
 from vqtok.ops.checks import FLOATS
 from vqtok.ops.registry import Backend, Op
 
+_LOOKUP = "vqtok.ops.native_lookup:"
+_CPU = frozenset({"cpu"})
+_CUDA = "vqtok.ops.cuda:"
 _GPU = frozenset({"cuda"})
-_CUDA = "vqtok.ops.cuda:reason_against"
 
 NEAREST_CODE = Op(
     "nearest_code",
     (
-        Backend("cpu", "vqtok.ops.native:nearest_code", frozenset({"cpu"}), probe="vqtok.ops.native:reason_against"),
-        Backend("cuda", "vqtok.ops.cuda:nearest_code", _GPU, probe=_CUDA),
+        Backend(
+            "cpu-int8",
+            _LOOKUP + "nearest_code",
+            _CPU,
+            max_dim=1 << 15,  # sums of 8-bit products must fit into 32 bits
+            probe=_LOOKUP + "reason_against_int8",
+            prepare=_LOOKUP + "pack_int8",
+            pays=_LOOKUP + "reason_to_pass",
+        ),
+        Backend(
+            "cpu-bf16",
+            _LOOKUP + "nearest_code",
+            _CPU,
+            max_dim=1 << 15,
+            probe=_LOOKUP + "reason_against_bf16",
+            prepare=_LOOKUP + "pack_bf16",
+            pays=_LOOKUP + "reason_to_pass",
+        ),
+        Backend(
+            "cpu",
+            _LOOKUP + "nearest_code",
+            _CPU,
+            probe="vqtok.ops.native:reason_against",
+            prepare=_LOOKUP + "pack",
+        ),
+        Backend("cuda", _CUDA + "nearest_code", _GPU, probe=_CUDA + "reason_against", prepare=_CUDA + "pack"),
         Backend("screened", "vqtok.ops.screened:nearest_code"),
         Backend("reference", "vqtok.ops.reference:nearest_code"),
     ),
 )
-"""Called with latents [..., D] (any float), codebook float32 [K, D], half_norms float32 [K]; returns int64 [...]."""
+"""Called with latents [..., D] (any float), codebook float32 [K, D] and half_norms float32 [K], or with what the
+backend packed of these two; returns int64 [...]."""
 
-CODE_STATISTICS = Op(
-    "code_statistics",
-    (
-        Backend(
-            "cpu",
-            "vqtok.ops.native:code_statistics",
-            frozenset({"cpu"}),
-            FLOATS - {torch.float64},  # its rows are float32, and the sums of float64 rows differ
-            probe="vqtok.ops.native:reason_against",
-        ),
-        Backend("cuda", "vqtok.ops.cuda:code_statistics", _GPU, probe=_CUDA),
-        Backend("reference", "vqtok.ops.reference:code_statistics"),
-    ),
-)
+_TO_FLOAT32 = FLOATS - {torch.float64}  # differences and sums of float64 rows would be others
+_FLOAT32 = frozenset({torch.float32})
+
+
+def _training_op(
+    name: str, module: str = "reference", latents: frozenset[torch.dtype] = _TO_FLOAT32, cuda: bool = False
+) -> Op:
+    """Return an op of csrc/cpu, which reads latents of at most float32 and codebooks of float32, and of torch.
+
+    Those that csrc/cuda has too read there what torch reads.
+    """
+    native = Backend(
+        "cpu",
+        f"vqtok.ops.native_training:{name}",
+        frozenset({"cpu"}),
+        latents,
+        codebook_dtypes=_FLOAT32,
+        probe="vqtok.ops.native:reason_against",
+    )
+    on_gpu = Backend("cuda", _CUDA + name, _GPU, probe=_CUDA + "reason_against")
+    return Op(name, (native, *((on_gpu,) if cuda else ()), Backend("reference", f"vqtok.ops.{module}:{name}")))
+
+
+CODE_STATISTICS = _training_op("code_statistics", cuda=True)
 """Called with latents [..., D], codes int64 [...] and vocab_size; returns counts int64 [K] and sums float32 [K, D]."""
 
-STRAIGHT_THROUGH = Op(
-    "straight_through",
-    (
-        Backend("cuda", "vqtok.ops.cuda:straight_through", _GPU, probe=_CUDA),
-        Backend("reference", "vqtok.ops.reference:straight_through"),
-    ),
-)
+STRAIGHT_THROUGH = _training_op("straight_through", cuda=True)
 """Called with latents [..., D], codebook [K, D] and codes int64 [...]; returns vectors [..., D] and a scalar."""
 
-OPS = {op.name: op for op in (NEAREST_CODE, CODE_STATISTICS, STRAIGHT_THROUGH)}
+ROTATE = Op("rotate", STRAIGHT_THROUGH.backends)
+"""The same values; only the gradient is another one."""
+
+STRAIGHT_THROUGH_BACKWARD = _training_op("straight_through_backward", cuda=True)
+"""Called with the vectors' gradient [..., D], latents, codebook, codes and a scalar weight; returns [..., D]."""
+
+ROTATE_BACKWARD = _training_op("rotate_backward")
+"""As `STRAIGHT_THROUGH_BACKWARD`."""
+
+CODEBOOK_BACKWARD = _training_op("codebook_backward", cuda=True)
+"""Called with latents, codebook, codes and a scalar weight; returns [K, D]. Both passages teach a codebook alike."""
+
+HALF_SQUARED_NORMS = _training_op("half_squared_norms", "arithmetic")
+"""Called with a codebook float32 [K, D]; returns float32 [K]."""
+
+NORMALIZE_CODEBOOK = _training_op("normalize_codebook", "arithmetic")
+"""Called with a codebook float32 [K, D]; returns float32 [K, D]."""
+
+NORMALIZE_LATENTS = _training_op("normalize_latents")
+"""Called with latents [..., D]; returns [..., D] of at least float32."""
+
+NORMALIZE_LATENTS_BACKWARD = _training_op("normalize_latents_backward")
+"""Called with the unit vectors' gradient [..., D] and latents; returns [..., D]."""
+
+UPDATE_AVERAGES = _training_op("update_averages", latents=_FLOAT32)
+"""Called with sizes, sums, codebook, counts, sums, decay, epsilon and whether rows are of unit length; returns the
+new sizes, sums and codebook."""
+
+FINITE_SCALAR = _training_op("finite_scalar")
+"""Called with latents [..., D] and D numbers of levels; returns codes int64 [...] and vectors float32 [..., D]."""
+
+FINITE_SCALAR_BACKWARD = Op(
+    "finite_scalar_backward", (Backend("reference", "vqtok.ops.reference:finite_scalar_backward"),)
+)
+"""Called with the vectors' gradient [..., D], latents and levels; returns [..., D]."""
+
+
+def _ragged_op(name: str) -> Op:
+    """Return an op that moves values of any dtype about."""
+    native = Backend(
+        "cpu",
+        f"vqtok.ops.native_ragged:{name}",
+        frozenset({"cpu"}),
+        dtypes=frozenset(),
+        probe="vqtok.ops.native:reason_against",
+    )
+    return Op(name, (native, Backend("reference", f"vqtok.ops.reference:{name}", dtypes=frozenset())))
+
+
+COMPACT = _ragged_op("compact")
+"""Called with values [B, N, ...] and keep bool [B, N]; returns [T, ...] and lengths int64 [B]."""
+
+PAD = _ragged_op("pad")
+"""Called with values [T, ...], lengths int64 [B] and a fill; returns [B, N, ...] and bool [B, N]."""
+
+SPREAD = _ragged_op("spread")
+"""Called with values [T, ...], mask bool [B, N] and a fill; returns [B, N, ...]: the gradient of compact."""
+
+OPS = {
+    op.name: op
+    for op in (
+        NEAREST_CODE,
+        CODE_STATISTICS,
+        STRAIGHT_THROUGH,
+        STRAIGHT_THROUGH_BACKWARD,
+        ROTATE,
+        ROTATE_BACKWARD,
+        CODEBOOK_BACKWARD,
+        HALF_SQUARED_NORMS,
+        NORMALIZE_CODEBOOK,
+        NORMALIZE_LATENTS,
+        NORMALIZE_LATENTS_BACKWARD,
+        UPDATE_AVERAGES,
+        FINITE_SCALAR,
+        FINITE_SCALAR_BACKWARD,
+        COMPACT,
+        PAD,
+        SPREAD,
+    )
+}

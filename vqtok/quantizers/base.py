@@ -5,9 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Literal, TypeAlias, get_args
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from vqtok import ops
 from vqtok.errors import ConfigError
@@ -60,9 +58,15 @@ def effective_latents(latents: Tensor, metric: Metric) -> Tensor:
     Those are of at least float32, since half precision would have neither the norms nor the smallest divisor. They are
     for losses and averages alone: codes come from the latents as they are.
     """
-    if metric != "cosine":
-        return latents
-    return F.normalize(latents.to(torch.promote_types(latents.dtype, torch.float32)), dim=-1)
+    return ops.normalize_latents(latents) if metric == "cosine" else latents
+
+
+def nearest_row(latents: Tensor, effective: Tensor, metric: Metric) -> Tensor:
+    """Return the codes int64 [...] of latents [..., D] among the rows that `effective_codebook` gave.
+
+    The cosine of a latent and a unit vector is greatest where their product is, so rows are not normalised once more.
+    """
+    return ops.nearest_code(latents, effective, metric="dot" if metric == "cosine" else metric)
 
 
 def check_metric(metric: Metric) -> Metric:

@@ -18,6 +18,7 @@ from vqtok.quantizers.base import (
     check_space,
     effective_codebook,
     effective_latents,
+    nearest_row,
 )
 from vqtok.types import Quantized
 
@@ -96,11 +97,12 @@ class EmaQuantizer(Quantizer):
         """Quantize latents [..., D]; loss ``commitment``. In training mode the codebook learns afterwards."""
         if self.training and self.kmeans_iterations and not self.started:
             self.initialize(latents)
-        codes = self.encode(latents)
+        codebook = effective_codebook(self.codebook, self.metric)
+        codes = nearest_row(latents, codebook, self.metric)
         latents = effective_latents(latents, self.metric)
-        quantized = ops.straight_through(latents, effective_codebook(self.codebook, self.metric), codes)
+        quantized = ops.straight_through(latents, codebook, codes)
         if self.training:
-            self._learn(latents.detach().float(), codes)
+            self._learn(latents.detach(), codes)
         return Quantized(quantized.vectors, codes, {"commitment": quantized.losses["commitment"]})
 
     @torch.no_grad()
@@ -131,22 +133,22 @@ class EmaQuantizer(Quantizer):
 
     @torch.no_grad()
     def _learn(self, latents: Tensor, codes: Tensor) -> None:
-        counts, sums = ops.code_statistics(latents.reshape(-1, self.dim), codes.reshape(-1), self.vocab_size)
-        counts = _summed_over_ranks(counts.float())
-        sums = _summed_over_ranks(sums)
-        self.cluster_size = self.decay * self.cluster_size + (1 - self.decay) * counts
-        self.cluster_sum = self.decay * self.cluster_sum + (1 - self.decay) * sums
-        total = self.cluster_size.sum()
-        smoothed = (self.cluster_size + self.epsilon) / (total + self.vocab_size * self.epsilon) * total
-        means = effective_codebook(self.cluster_sum / smoothed[:, None], self.metric)
-        # A code of size 0 has no mean; it stays where it is.
-        self.codebook = torch.where(self.cluster_size[:, None] > 0, means, self.codebook)
+        counts, sums = ops.code_statistics(latents, codes, self.vocab_size)
+        averages = ops.update_averages(
+            ops.Averages(self.cluster_size, self.cluster_sum, self.codebook),
+            _summed_over_ranks(counts.float()),
+            _summed_over_ranks(sums),
+            decay=self.decay,
+            epsilon=self.epsilon,
+            unit=self.metric == "cosine",
+        )
+        self.cluster_size, self.cluster_sum, self.codebook = averages.sizes, averages.sums, averages.codebook
         if self.revive_below:
-            self._revive(latents.reshape(-1, self.dim), total / self.vocab_size)
+            self._revive(latents.reshape(-1, self.dim), self.cluster_size.sum() / self.vocab_size)
 
     def _revive(self, latents: Tensor, mean_size: Tensor) -> None:
         picks = torch.randint(max(1, len(latents)), (self.vocab_size,), device=latents.device)
-        fresh = _from_rank_0(latents[picks] if len(latents) else self.codebook)
+        fresh = _from_rank_0(latents[picks].float() if len(latents) else self.codebook)
         dead = self.cluster_size < self.revive_below * mean_size
         self.codebook = torch.where(dead[:, None], fresh, self.codebook)
         self.cluster_sum = torch.where(dead[:, None], fresh * mean_size, self.cluster_sum)

@@ -13,6 +13,7 @@ from vqtok.quantizers.base import (
     check_space,
     effective_codebook,
     effective_latents,
+    nearest_row,
 )
 from vqtok.types import Quantized
 
@@ -50,6 +51,6 @@ class VectorQuantizer(Quantizer):
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents [..., D]; losses ``codebook`` and ``commitment`` (equation 3, without beta)."""
-        codes = self.encode(latents)
         codebook = effective_codebook(self.codebook, self.metric)
+        codes = nearest_row(latents, codebook, self.metric)
         return ops.straight_through(effective_latents(latents, self.metric), codebook, codes)
