@@ -10,7 +10,11 @@
 #include <numeric>
 #include <vector>
 
-#if !defined(__x86_64__)
+// VQTOK_SHIM_UCONTEXT takes the system's slower fibers where there are faster ones too.
+#if defined(__x86_64__) && !defined(VQTOK_SHIM_UCONTEXT)
+#define VQTOK_SHIM_SWITCH 1
+#else
+#define VQTOK_SHIM_SWITCH 0
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
@@ -45,7 +49,7 @@ void shuffle_order(std::vector<int>& order) {
 }
 
 // ---- fibers
-#if defined(__x86_64__)
+#if VQTOK_SHIM_SWITCH
 extern "C" void vqtok_shim_switch(void** save, void* load);
 asm(R"(
 .text
@@ -132,7 +136,7 @@ void enter_scheduler() {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(self->alive ? &self->fake_stack : nullptr, scheduler_stack, scheduler_stack_bytes);
 #endif
-#if defined(__x86_64__)
+#if VQTOK_SHIM_SWITCH
     vqtok_shim_switch(&self->context, scheduler);
 #else
     swapcontext(&self->context, &scheduler);
@@ -148,7 +152,7 @@ void enter(Fiber& fiber) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&scheduler_fake_stack, fiber.stack.get(), kStackBytes);
 #endif
-#if defined(__x86_64__)
+#if VQTOK_SHIM_SWITCH
     vqtok_shim_switch(&scheduler, fiber.context);
 #else
     swapcontext(&scheduler, &fiber.context);
@@ -186,7 +190,7 @@ void start(Fiber& fiber, int number) {
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
 #endif
-#if defined(__x86_64__)
+#if VQTOK_SHIM_SWITCH
     auto top = reinterpret_cast<uintptr_t>(fiber.stack.get() + kStackBytes) & ~uintptr_t{15};
     auto** slots = reinterpret_cast<void**>(top) - 2;  // a function begins with its stack 8 below a multiple of 16
     slots[0] = reinterpret_cast<void*>(&fiber_main);

@@ -3,6 +3,7 @@
 Tolerances: none, but for the loss of straight_through, whose meaning leaves the order of the sum open.
 """
 
+import ctypes
 import math
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.parity.cuda_on_cpu import CUT, EXACT, SOURCES, WRONG, CudaOnCpu, build, command, compiler
+from tests.parity.cuda_on_cpu import CSRC, CUT, EXACT, SOURCES, WRONG, CudaOnCpu, build, command, compiler
 from tests.parity.kinds import KINDS, ORDINARY, gauss, generator
 from vqtok.errors import BackendUnavailable, ResourceError
 from vqtok.ops import cuda, half_squared_norms, reference
@@ -387,15 +388,69 @@ def test_without_a_library_or_a_gpu_there_is_a_reason(tmp_path, monkeypatch, shi
     assert cuda.reason_against() == ""
 
 
-def test_no_kernel_oversteps_its_memory_or_leaves_the_language(tmp_path):
-    """Every launcher under the address and undefined-behaviour sanitizers, in buffers of exactly the size asked for."""
+def drive(folder, *options):
+    """Build cuda_driver.cpp and the kernels, and run it."""
     driver = Path(__file__).with_name("cuda_driver.cpp")
-    sanitizers = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    building = command(tmp_path / "driver", *sanitizers, sources=[*SOURCES, driver])
+    building = command(folder / "driver", "-g", *options, sources=[*SOURCES, driver])
     built = subprocess.run(building, capture_output=True, text=True, check=False)
     if "cannot find" in built.stderr:
-        pytest.skip("no sanitizer libraries for this compiler")
+        pytest.skip(f"this compiler has no library for {options}")
     assert built.returncode == 0, built.stderr
-    done = subprocess.run([tmp_path / "driver"], capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run([folder / "driver"], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "all as expected"
+
+
+def test_no_kernel_oversteps_its_memory_or_leaves_the_language(tmp_path):
+    """Every launcher under the address and undefined-behaviour sanitizers, in buffers of exactly the size asked for."""
+    drive(tmp_path, "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+@pytest.mark.slow
+def test_the_systems_own_fibers_do_as_well(tmp_path):
+    drive(tmp_path, "-O2", "-DVQTOK_SHIM_UCONTEXT")
+
+
+# ---- does the shim see what goes wrong?
+
+FAULTY = """
+#include "launch.cuh"
+#include "ptx.h"
+using namespace vqtok;
+__global__ void faulty(int fault, float* out) {
+    auto* shared = reinterpret_cast<float*>(shared_memory());
+    const unsigned i = threadIdx.x;
+    if (fault == 1 && i % 2 == 0) __syncthreads();
+    if (fault == 2 && i < 16) __syncwarp();
+    if (fault == 2 && i >= 16) __shfl_sync(kAllLanes, 1, 0);
+    if (fault == 3 && i == 0) copy_async(shared + 1, out);
+    if (fault == 4 && i == 0) return;
+    if (fault == 4) __syncwarp();
+    if (fault == 1 && i % 2 == 1) __syncthreads();
+    if (fault != 5) shared[i] = 1.0f;
+    if (fault != 6) __syncthreads();
+    out[i] = shared[63 - i];
+}
+extern "C" __attribute__((visibility("default"))) int run_faulty(int fault, float* out) {
+    VQTOK_LAUNCH(faulty, dim3(1), dim3(64), 64 * sizeof(float), nullptr, fault, out);
+    return cudaGetLastError();
+}
+"""
+
+
+def test_the_shim_sees_faults_of_synchronisation(tmp_path, capfd):
+    (tmp_path / "faulty.cu").write_text(FAULTY)
+    sources = [tmp_path / "faulty.cu", CSRC / "shim/cuda_on_cpu.cpp"]
+    subprocess.run(command(tmp_path / "faulty.so", "-O1", "-fPIC", "-shared", sources=sources), check=True)
+    faulty = ctypes.CDLL(str(tmp_path / "faulty.so")).run_faulty
+    faulty.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    out = torch.zeros(64)
+    messages = ("", "different lines", "different lines", "not aligned to 16", "wait for threads that never come")
+    for fault, message in enumerate(messages):
+        assert (faulty(fault, out.data_ptr()) != 0) == bool(message), fault
+        assert message in capfd.readouterr().err
+    assert faulty(0, out.data_ptr()) == 0
+    assert out.eq(1).all()
+    for fault in (5, 6):  # nothing written; read before it was written
+        assert faulty(fault, out.data_ptr()) == 0
+        assert out.isnan().any(), fault
