@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*)
 
-.PHONY: demo check test test-slow bench docs clean
+.PHONY: demo check test test-slow bench bench-pytest docs clean
 
 demo: .venv/installed            ## a photograph to tokens and back, in demo/
 	@mkdir -p demo
@@ -24,9 +24,12 @@ check: .venv/installed-dev
 test-slow: .venv/installed-dev   ## the minutes-long tests
 	$(BIN)/pytest -m slow
 
-bench: .venv/installed-dev       ## speed of the nearest-code lookup and of the command
-	$(BIN)/python benchmarks/nearest_code.py
+bench: .venv/installed-bench     ## vqtok beside other libraries, and what the command costs
+	$(BIN)/vqtok bench
 	$(BIN)/python benchmarks/command.py
+
+bench-pytest: .venv/installed-bench  ## the same cases under pytest-benchmark
+	$(BIN)/pytest benchmarks/test_bench.py --benchmark-columns=median,min,rounds
 
 docs: .venv/installed-dev        ## README's blocks and every docstring's example, run
 	$(BIN)/pytest tests/contracts/test_readme.py tests/contracts/test_public_api.py
@@ -40,6 +43,10 @@ docs: .venv/installed-dev        ## README's blocks and every docstring's exampl
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch .venv/installed $@
+
+.venv/installed-bench: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	touch $@
 
 clean:
 	rm -rf .venv build dist demo *.egg-info vqtok/_native/*.so

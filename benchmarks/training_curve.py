@@ -3,6 +3,8 @@
 python benchmarks/training_curve.py [LOG.jsonl] [PICTURE.png]
 """
 
+# Other libraries are extras, or not there at all.
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import argparse

@@ -20,12 +20,6 @@ int64_t digit_of(float x, const float* thresholds, int64_t count) {
     return digit;
 }
 
-bool is_finite(const float* row, int64_t D) {
-    float poison = 0;  // 0 * x is 0 for every finite x and NaN for all others
-    for (int64_t d = 0; d < D; ++d) poison += 0.0f * row[d];
-    return poison == 0.0f;
-}
-
 int64_t code_of(const float* row, const float* thresholds, const int64_t* levels, int64_t D, float* vector) {
     int64_t code = 0, place = 1;
     for (int64_t d = 0; d < D; ++d) {
@@ -36,12 +30,6 @@ int64_t code_of(const float* row, const float* thresholds, const int64_t* levels
         thresholds += levels[d] - 1;
     }
     return code;
-}
-
-void lower_to(std::atomic<int64_t>& target, int64_t value) {
-    int64_t seen = target.load();
-    while (value < seen && !target.compare_exchange_weak(seen, value)) {
-    }
 }
 
 }  // namespace
@@ -56,8 +44,9 @@ int64_t vqtok_finite_scalar(const VqtokRows* latents, const float* thresholds, c
         std::atomic<int64_t> first_bad{N};
         vqtok::over_blocks(N, D, threads, [&](int64_t, int64_t first, int64_t count, int worker) {
             const float* z = z_of[worker]->read(first, count);
+            const int64_t bad = vqtok::first_infinite(z, count, D);
+            if (bad >= 0) return vqtok::lower_to(first_bad, first + bad);
             for (int64_t r = 0; r < count; ++r) {
-                if (!vqtok::is_finite(z + r * D, D)) return vqtok::lower_to(first_bad, first + r);
                 codes[first + r] = vqtok::code_of(z + r * D, thresholds, levels, D, vectors + (first + r) * D);
             }
         });

@@ -34,12 +34,6 @@ const Kernel* kernel_for(int32_t instruction_set) {
     return nullptr;
 }
 
-void lower_to(std::atomic<int64_t>& target, int64_t value) {
-    int64_t seen = target.load();
-    while (value < seen && !target.compare_exchange_weak(seen, value)) {
-    }
-}
-
 // Latents that go through the deciding kernel together: gathered as rows, scanned as a tile.
 class ExactTile {
   public:

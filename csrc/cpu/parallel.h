@@ -42,6 +42,13 @@ class Buffer {
     T* data_;
 };
 
+// Of several threads' values the lowest stays.
+inline void lower_to(std::atomic<int64_t>& target, int64_t value) {
+    int64_t seen = target.load();
+    while (value < seen && !target.compare_exchange_weak(seen, value)) {
+    }
+}
+
 // Starting a thread costs about as much as this many multiply-adds, so less work than this is not shared.
 constexpr int64_t kWorkPerThread = int64_t{1} << 21;
 

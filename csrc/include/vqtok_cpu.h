@@ -141,3 +141,7 @@ VQTOK_API int64_t vqtok_compact(const VqtokGrid* values, const bool* keep, void*
 // The other way: rows [B, N] of `row` bytes, in order where `mask` is true and `fill` (one row) elsewhere.
 VQTOK_API int64_t vqtok_spread(const void* values, const bool* mask, const void* fill, int64_t B, int64_t N,
                                int64_t row, void* rows, int32_t threads);
+
+// Operations a second (a multiply-add counts two) of independent float32 multiply-adds on so many threads, measured for
+// so many seconds: what no kernel of this instruction set exceeds. 0 when the instruction set is missing.
+VQTOK_API double vqtok_fma_peak(int32_t threads, double seconds, int32_t instruction_set);

@@ -2,6 +2,7 @@
 
 import ast
 import sys
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +152,34 @@ def test_kernels_and_csrc_know_nothing_of_the_package():
         for path in (ROOT / "kernels").rglob("*.py")
         for line, name in imports(path)
         if name.split(".")[0] == "vqtok"
+    ]
+    assert wrong == []
+
+
+def test_only_the_command_reaches_the_benchmarks():
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        if path != PACKAGE / "cli" / "bench.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and str(node.value).startswith(("vqtok.benchmarks", "benchmarks"))
+    ]
+    wrong += [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in PACKAGE.rglob("*.py")
+        for line, name in imports(path)
+        if "benchmarks" in name.split(".")
+    ]
+    assert wrong == []
+
+
+def test_benchmarks_use_what_everybody_may_use():
+    public = {"ops", "errors", "images", "evaluation"} | set(import_module("vqtok").__all__)
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in (ROOT / "benchmarks").glob("*.py")
+        for line, name in imports(path)
+        if name.startswith("vqtok.") and name.split(".")[1] not in public
     ]
     assert wrong == []
 

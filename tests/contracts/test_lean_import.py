@@ -20,8 +20,9 @@ tokens = vqtok.Tokens(np.arange(4), np.array([0, 4]), np.array([[1, 2, 2]]), np.
 vqtok.save_tokens({str(tmp_path / "a.vqt")!r}, tokens)
 from click.testing import CliRunner
 from vqtok.cli import group
-for arguments in (["--help"], ["tokenize", "--help"], ["detokenize", "--help"], ["reconstruct", "--help"],
-                  ["inspect", {str(tmp_path / "a.vqt")!r}, "--picture", {str(tmp_path / "a.png")!r}], ["--version"]):
+inspect = ["inspect", {str(tmp_path / "a.vqt")!r}, "--picture", {str(tmp_path / "a.png")!r}]
+commands = ("tokenize", "detokenize", "reconstruct", "bench")
+for arguments in (["--help"], *([name, "--help"] for name in commands), inspect, ["--version"]):
     result = CliRunner().invoke(group, arguments)
     assert result.exit_code == 0, (arguments, result.output)
 assert "torch" not in sys.modules

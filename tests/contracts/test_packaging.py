@@ -17,6 +17,8 @@ tokens = tokenizer.tokenize(np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 3
 print(vqtok.__file__)
 print(tokenizer.fingerprint, tokens.ids.tolist())
 print(vqtok.ops.explain("nearest_code", torch.zeros(2, 8), torch.zeros(3, 8)))
+from vqtok.benchmarks import suite
+assert suite.__file__.startswith(vqtok.__path__[0]) and "nearest_code" in suite.CASES
 """
 
 
@@ -73,6 +75,7 @@ def test_the_wheel_holds_every_package_and_file(with_compiler):
     packed = {p.relative_to(folder / "installed") for p in (folder / "installed/vqtok").rglob("*") if p.is_file()}
     wanted = {p.relative_to(ROOT) for p in (ROOT / "vqtok").rglob("*.py")}
     wanted |= {p.relative_to(ROOT) for p in (ROOT / "vqtok/assets").rglob("*") if p.is_file() and p.suffix != ".pyc"}
+    wanted |= {Path("vqtok") / p.relative_to(ROOT) for p in (ROOT / "benchmarks").glob("*.py")}
     wanted |= {Path("vqtok/py.typed"), Path("vqtok/_native/libvqtok_cpu.so")}
     assert packed == wanted
     assert "-py3-none-" in file.name

@@ -9,6 +9,7 @@ import re
 import pytest
 
 import vqtok
+import vqtok.benchmarks
 
 PUBLIC = {
     "EmaQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2', *, decay: 'float' = 0.99, "
@@ -32,10 +33,14 @@ PUBLIC = {
     "save_tokens": None,
 }
 TOKENIZER = ["decode", "detokenize", "encode", "fingerprint", "latents", "preprocess", "save", "to", "tokenize"]
+FOLDERS = [*vqtok.__path__], [*vqtok.benchmarks.__path__]
 MODULES = sorted(
-    info.name
-    for info in pkgutil.walk_packages(vqtok.__path__, "vqtok.")
-    if not re.search("__main__|kernels", info.name)
+    {
+        info.name
+        for folder, prefix in zip(FOLDERS, ("vqtok.", "vqtok.benchmarks."), strict=True)
+        for info in pkgutil.walk_packages(folder, prefix)
+        if not re.search("__main__|kernels", info.name)
+    }
 )
 
 

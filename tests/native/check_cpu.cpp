@@ -1,9 +1,11 @@
-// Runs every kernel of libvqtok_cpu against a score written out here, for builds with sanitizers, which see what a
-// comparison of results cannot. Prints what disagrees and returns how often.
+// Runs every function of libvqtok_cpu, the lookup against a score written out here, for builds with sanitizers, which see
+// what a comparison of results cannot. Prints what disagrees and returns how often.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -38,6 +40,47 @@ int64_t nearest(const float* latent, const std::vector<float>& codebook, const s
     return code;
 }
 
+// Every training op once, over each type of element; their values are compared elsewhere.
+void train(const Case& c, const std::vector<float>& latents, const std::vector<float>& codebook,
+           const std::vector<int64_t>& codes) {
+    const int64_t N = c.N, K = c.K, D = c.D, size = N, stride = D;
+    std::vector<float> vectors(N * D), of_codebook(K * D), sums(K * D), unit(N * D);
+    std::vector<int64_t> counts(K);
+    const VqtokRows gradient{latents.data(), &size, &stride, 1, 1, N, D, kFloat32};
+    for (const int64_t type : {kFloat32, kBFloat16, kFloat16}) {
+        const int64_t bytes = type == kFloat32 ? 4 : 2;
+        std::vector<char> values(N * D * bytes), of_latents(N * D * bytes);
+        for (int64_t i = 0; i < N * D; ++i)  // bfloat16 bits, which are some finite float16 too
+            std::memcpy(&values[i * bytes], reinterpret_cast<const char*>(&latents[i]) + 4 - bytes, bytes);
+        const VqtokRows rows{values.data(), &size, &stride, 1, 1, N, D, type};
+        double loss;
+        vqtok_code_statistics(&rows, codes.data(), K, counts.data(), sums.data(), 3);
+        vqtok_passage(&rows, codebook.data(), codes.data(), vectors.data(), &loss, 3);
+        for (const int32_t rotated : {0, 1})
+            vqtok_passage_backward(&gradient, &rows, codebook.data(), codes.data(), 0.5f, rotated, of_latents.data(), 3);
+        vqtok_codebook_backward(&rows, codebook.data(), codes.data(), K, 0.5f, of_codebook.data(), 3);
+        vqtok_unit_latents(&rows, unit.data(), 3);
+        vqtok_unit_latents_backward(&gradient, &rows, of_latents.data(), 3);
+        const std::vector<int64_t> levels(D, 3);
+        std::vector<float> thresholds(2 * D);
+        for (int64_t d = 0; d < D; ++d) thresholds[2 * d + 1] = 1;
+        std::vector<int64_t> digits(N);
+        if (D <= 32) vqtok_finite_scalar(&rows, thresholds.data(), levels.data(), digits.data(), vectors.data(), 3);
+
+        const std::unique_ptr<bool[]> keep(new bool[N]);
+        for (int64_t n = 0; n < N; ++n) keep[n] = n % 3 != 1;
+        std::vector<char> kept((N - (N + 1) / 3) * D * bytes), fill(D * bytes);
+        int64_t length;
+        const VqtokGrid grid{values.data(), 1, N, D, N * D, D, 1, bytes};
+        vqtok_compact(&grid, keep.get(), kept.data(), &length, 3);
+        vqtok_spread(kept.data(), keep.get(), fill.data(), 1, N, D * bytes, of_latents.data(), 3);
+    }
+    std::vector<float> weights(K, 1.0f), new_weights(K), new_sums(K * D), new_codebook(K * D);
+    const VqtokEma step{weights.data(), codebook.data(), codebook.data(), weights.data(), sums.data(), new_weights.data(),
+                        new_sums.data(), new_codebook.data(), K, D, 0.9, 1e-5, 1};
+    vqtok_ema_update(&step, 3);
+}
+
 // The memory ends where the data ends, so that a read beyond it is seen.
 int check(const Case& c, std::mt19937& random) {
     const std::vector<float> latents = draw(random, c.N * c.D, c.spread, c.lattice);
@@ -64,9 +107,7 @@ int check(const Case& c, std::mt19937& random) {
             ++wrong;
         }
     }
-    std::vector<int64_t> counts(c.K);
-    std::vector<float> sums(c.K * c.D);
-    vqtok_code_statistics(&rows, expected.data(), c.K, counts.data(), sums.data(), 3);
+    train(c, latents, codebook, expected);
     return wrong;
 }
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "reconstruct": "Show what the tokens keep of an image: a side-by-side picture with the numbers under it.",
     "inspect": "Say what is in a token file or a model folder; draw the tokens.",
     "doctor": "Check this installation: versions, devices, backends, a self-test.",
+    "bench": "Time vqtok beside other libraries, after checking that they give the same answers.",
 }
 
 

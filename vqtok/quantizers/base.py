@@ -24,6 +24,7 @@ class Quantizer(nn.Module, ABC):
         vocab_size: number of codes; ``encode`` gives 0..vocab_size-1.
         training_state: names of the buffers that only training reads; model folders leave them out.
 
+    >>> import torch
     >>> from vqtok import VectorQuantizer
     >>> quantizer: Quantizer = VectorQuantizer(dim=2, vocab_size=4).eval()
     >>> quantizer.encode(quantizer.decode(torch.tensor([3, 1]))).tolist()

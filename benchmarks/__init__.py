@@ -1,0 +1,1 @@
+"""What ``vqtok bench`` measures, installed as ``vqtok.benchmarks``: one case a file, one harness (harness.py)."""
