@@ -48,7 +48,12 @@ def wheel(folder: Path, env: dict[str, str]) -> Path:
         sources,
     ]
     done = subprocess.run(
-        [*map(str, command)], env={**os.environ, **env}, capture_output=True, text=True, timeout=110, check=False
+        [*map(str, command)],
+        env={**os.environ, "VQTOK_CUDA": "0", **env},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = folder.glob("*.whl")

@@ -244,7 +244,7 @@ def test_all_that_needs_no_compiler_agrees(case, shape):
     quick = [c for c in case.contenders("cpu") if not c.name.startswith(elsewhere)]
     panel = measure(case, shape, quick, replace(PLAN, rounds=1), say=lambda text: None)
     states = {entry.contender: entry.status for entry in panel.entries}
-    assert set(states.values()) <= {"timed", "not installed"}, panel.entries
+    assert set(states.values()) <= {"timed", "not installed", "cannot run"}, panel.entries
     assert states["vqtok"] == states["vqtok:reference"] == states[
         case.contenders("cpu")[0].name
     ] or "not installed" in (states.values())

@@ -239,7 +239,7 @@ def test_backends_are_chosen_by_name_and_say_why_not(monkeypatch, tmp_path):
     monkeypatch.setenv("VQTOK_BACKEND", "reference")
     assert "reference  taken, as asked for" in explain("nearest_code", latents, codebook)
     monkeypatch.setenv("VQTOK_BACKEND", "fastest")
-    names = "cpu, cpu-bf16, cpu-int8, reference, screened"
+    names = "cpu, cpu-bf16, cpu-int8, cuda, reference, screened"
     with pytest.raises(ConfigError, match=f"expected VQTOK_BACKEND to name a backend, one of {names}"):
         nearest_code(latents, codebook)
     with pytest.raises(ConfigError, match="got 'gpu'"), use_backend("gpu"):

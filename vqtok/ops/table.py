@@ -8,8 +8,13 @@ from vqtok.ops.checks import FLOATS
 from vqtok.ops.registry import Backend, Op
 
 _LOOKUP = "vqtok.ops.native_lookup:"
+_CUDA = "vqtok.ops.cuda:"
 _CPU = frozenset({"cpu"})
 _GPU = frozenset({"cuda"})  # what torch calls AMD's too
+
+
+def _cuda(function: str, prepare: str = "") -> Backend:
+    return Backend("cuda", _CUDA + function, _GPU, probe=_CUDA + "reason_against", prepare=prepare)
 
 
 def _triton(function: str, prepare: str = "") -> Backend:
@@ -45,6 +50,7 @@ NEAREST_CODE = Op(
             probe="vqtok.ops.native:reason_against",
             prepare=_LOOKUP + "pack",
         ),
+        _cuda("nearest_code", prepare=_CUDA + "pack"),
         _triton("triton:nearest_code", prepare="vqtok.ops.triton:pack"),
         Backend("screened", "vqtok.ops.screened:nearest_code"),
         Backend("reference", "vqtok.ops.reference:nearest_code"),
@@ -55,7 +61,8 @@ backend packed of these two; returns int64 [...]."""
 
 _TO_FLOAT32 = FLOATS - {torch.float64}  # differences and sums of float64 rows would be others
 _FLOAT32 = frozenset({torch.float32})
-_TRITON = frozenset(
+_IN_CUDA = frozenset({"code_statistics", "straight_through", "straight_through_backward", "codebook_backward"})
+_IN_TRITON = frozenset(
     {
         "code_statistics",
         "straight_through",
@@ -74,7 +81,7 @@ _TRITON = frozenset(
 def _training_op(name: str, module: str = "reference", latents: frozenset[torch.dtype] = _TO_FLOAT32) -> Op:
     """Return an op of csrc/cpu, which reads latents of at most float32 and codebooks of float32, and of torch.
 
-    Those named in `_TRITON` have a kernel for GPUs too.
+    Those of `_IN_CUDA` and `_IN_TRITON` have kernels for GPUs too, which read what torch reads.
     """
     native = Backend(
         "cpu",
@@ -84,8 +91,9 @@ def _training_op(name: str, module: str = "reference", latents: frozenset[torch.
         codebook_dtypes=_FLOAT32,
         probe="vqtok.ops.native:reason_against",
     )
-    gpu = (_triton(f"triton_training:{name}"),) if name in _TRITON else ()
-    return Op(name, (native, *gpu, Backend("reference", f"vqtok.ops.{module}:{name}")))
+    cuda = (_cuda(name),) if name in _IN_CUDA else ()
+    triton = (_triton(f"triton_training:{name}"),) if name in _IN_TRITON else ()
+    return Op(name, (native, *cuda, *triton, Backend("reference", f"vqtok.ops.{module}:{name}")))
 
 
 CODE_STATISTICS = _training_op("code_statistics")
