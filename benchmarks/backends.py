@@ -12,15 +12,17 @@ from vqtok import ops
 from .protocol import Call, Contender
 
 _VERDICTS = ("taken", "can run", "cannot run")
+_ELSEWHERE = "cannot run: runs on "
 _SLOW = "reference"
 """States what is right, in no hurry at all."""
 
 
 def backend_names(op_name: str, device: str) -> list[str]:
-    """Return the names of an op's backends, those included that cannot run here: they say why."""
+    """Return the names of an op's backends for a device, those included that cannot run here: they say why."""
     zeros = torch.zeros(1, 1, device=device)
-    rows = (line.split(maxsplit=1) for line in ops.explain(op_name, zeros, zeros).splitlines()[1:])
-    return [name for name, *verdict in rows if "".join(verdict).startswith(_VERDICTS)]
+    rows = [line.split(maxsplit=1) for line in ops.explain(op_name, zeros, zeros).splitlines()[1:]]
+    verdicts = {name: "".join(verdict) for name, *verdict in rows}
+    return [name for name, it in verdicts.items() if it.startswith(_VERDICTS) and not it.startswith(_ELSEWHERE)]
 
 
 def held(name: str, prepare: Callable[[Any], Call]) -> Callable[[Any], Call]:

@@ -76,6 +76,7 @@ def draw(axis: Any, panel: Panel) -> None:
         axis.annotate(_label(panel, entry, time), (time, place), **where, **text)
     axis.set_ylim(len(bars) - 0.4, -0.6)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    axis.xaxis.set_minor_formatter(lambda value, _: "")  # else short axes label every tick
     axis.grid(axis="x", color="#e4e7eb", linewidth=0.8)
     axis.set_axisbelow(True)
     size = f" {_TIMES} ".join(f"{n:,} {name}" for n, name in zip(panel.shape, panel.axes, strict=True))

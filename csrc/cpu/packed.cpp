@@ -60,9 +60,9 @@ void find_centre(const float* codebook, const Packed& packed) {
 
 void pack(const float* codebook, const float* half_norms, Packed& packed, int32_t kind, int threads) {
     auto& header = *const_cast<Packed::Header*>(packed.header);
-    const bool shifts = std::any_of(half_norms, half_norms + packed.K, [](float h) { return h != 0.0f; });
-    header = {kMagic, packed.K, packed.D, kind, shifts};
-    packed.screened.shifts_latents = shifts;
+    const bool has_norms = std::any_of(half_norms, half_norms + packed.K, [](float h) { return h != 0.0f; });
+    header = {kMagic, packed.K, packed.D, kind, has_norms};
+    packed.screened.has_norms = has_norms;
     if (packed.screener != nullptr) find_centre(codebook, packed);
     const int packers = useful_threads(4.0 * static_cast<double>(packed.K) * static_cast<double>(packed.D),
                                        packed.panel_count, threads);
@@ -111,7 +111,7 @@ Packed::Packed(const void* memory, int64_t codes, int64_t dims, int32_t kind)
 Packed::Packed(const void* memory)
     : Packed(memory, static_cast<const Header*>(memory)->K, static_cast<const Header*>(memory)->D,
              static_cast<const Header*>(memory)->kind) {
-    screened.shifts_latents = header->shifts_latents;
+    screened.has_norms = header->has_norms;
     if (header->magic != kMagic || (header->kind != kNoScreening) != (screener != nullptr)) header = nullptr;
 }
 

@@ -18,7 +18,7 @@ struct Packed {
     struct Header {
         uint64_t magic;
         int64_t K, D;
-        int32_t kind, shifts_latents;
+        int32_t kind, has_norms;
     };
     const Header* header;
     int64_t K, D, panel_count, bytes;

@@ -1,7 +1,8 @@
 // Screening on AVX-512, written once over the format F of a word. screen_int8.cpp and screen_bf16.cpp define
 // VQTOK_TARGET and F in an unnamed namespace, then include this file.
 //
-// F has: Sum (register of sums), dims (in a word), load_start, multiply_add, finish, scale_of, quantise.
+// F has: Sum (register of sums), Top (register of the largest so far), dims (in a word), load_start, multiply_add, least,
+// keep_larger, value_of, roundings, scale_of, scaled, set_start, set_padding, quantise.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -102,7 +103,7 @@ VQTOK_TARGET void prepare_codes(const float* codebook, const float* half_norms, 
     for (int i = 0; i < present; ++i) {
         const float* code = codebook + (first + i) * D;
         const Norms norms = quantise<F>(code, out.centre, D, bound.scale, false, words + i, kPanel);
-        const double shift = out.shifts_latents ? centre_product(code, out.centre, D) : 0.0;
+        const double shift = out.has_norms ? centre_product(code, out.centre, D) : 0.0;
         const float value = static_cast<float>(shift - static_cast<double>(half_norms[first + i]));
         F::set_start(value, norms.sum, start[i], bias[i]);
         quantised = std::max(quantised, norms.quantised);
@@ -112,12 +113,12 @@ VQTOK_TARGET void prepare_codes(const float* codebook, const float* half_norms, 
         heaviest = std::max(heaviest, half_norms[first + i]);
         greatest = std::max(greatest, std::abs(value));
     }
-    for (int i = present; i < kPanel; ++i) F::set_start(-std::numeric_limits<float>::infinity(), 0, start[i], bias[i]);
+    for (int i = present; i < kPanel; ++i) F::set_padding(start[i], bias[i]);
 
     const float sums = F::roundings(out.steps) * kUnit, chain = static_cast<float>(D + 2) * kUnit;
     // The dot product with the centre was summed in float64: its rounding vanishes beside that of its result, but for
     // cancellation, which the last term covers.
-    const float centre = out.shifts_latents ? largest(out.centre, nullptr, D) * std::sqrt(static_cast<float>(D)) : 0.0f;
+    const float centre = out.has_norms ? largest(out.centre, nullptr, D) * std::sqrt(static_cast<float>(D)) : 0.0f;
     bound.constant = (chain * heaviest + sums * greatest + 0x1p-40f * centre * bound.residual + 0x1p-100f) * kOutward;
     bound.quantised = (bound.quantised + sums * quantised) * kOutward;
     bound.residual *= kOutward;
@@ -128,7 +129,7 @@ VQTOK_TARGET void prepare_codes(const float* codebook, const float* half_norms, 
 template <class F>
 VQTOK_TARGET void prepare_latent(const float* latent, const vqtok::ScreenedCodebook& codebook,
                                  const vqtok::ScreenedTile& tile, int row) {
-    const float* centre = codebook.shifts_latents ? codebook.centre : nullptr;
+    const float* centre = codebook.has_norms ? codebook.centre : nullptr;
     tile.scale[row] = F::scale_of(F::scaled ? largest(latent, centre, codebook.D) : 1.0f);
     const Norms norms = quantise<F>(latent, centre, codebook.D, tile.scale[row], true, tile.words + row, tile.words_per_step);
     tile.residual[row] = norms.residual;
@@ -157,7 +158,7 @@ template <class F, int R>
 VQTOK_TARGET inline __attribute__((always_inline)) void screen_block(const vqtok::ScreenedTile& tile,
                                                                     const vqtok::ScreenedCodebook& codebook,
                                                                     int64_t panel, int first, const __m512 (&scale)[R],
-                                                                    __m512 (&top)[R]) {
+                                                                    typename F::Top (&top)[R]) {
     typename F::Sum sum[R][kCodes];
     const int32_t* start = codebook.start + panel * kPanel + first;
 #pragma GCC unroll 16
@@ -181,7 +182,7 @@ VQTOK_TARGET inline __attribute__((always_inline)) void screen_block(const vqtok
 #pragma GCC unroll 16
     for (int c = 0; c < kCodes; ++c)
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) top[r] = _mm512_max_ps(F::finish(sum[r][c], scale[r], bias + c), top[r]);
+        for (int r = 0; r < R; ++r) F::keep_larger(sum[r][c], scale[r], bias + c, top[r]);
 }
 
 template <class F, int R>
@@ -189,11 +190,12 @@ VQTOK_TARGET void screen_strips(const vqtok::ScreenedTile& tile, const vqtok::Sc
                                 vqtok::Candidates& out) {
     for (int64_t p = 0; p < codebook.panel_count; ++p) {
         const vqtok::PanelBound& bound = codebook.bounds[p];
-        __m512 scale[R], top[R];
+        __m512 scale[R];
+        typename F::Top top[R];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             scale[r] = _mm512_mul_ps(_mm512_loadu_ps(tile.scale + r * kLanes), _mm512_set1_ps(bound.scale));
-            top[r] = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+            top[r] = F::least();
         }
         for (int c = 0; c < kPanel; c += kCodes) screen_block<F, R>(tile, codebook, p, c, scale, top);
 
@@ -203,8 +205,9 @@ VQTOK_TARGET void screen_strips(const vqtok::ScreenedTile& tile, const vqtok::Sc
             error = _mm512_fmadd_ps(_mm512_loadu_ps(tile.residual + at), _mm512_set1_ps(bound.residual), error);
             error = _mm512_fmadd_ps(_mm512_loadu_ps(tile.quantised + at), _mm512_set1_ps(bound.quantised), error);
             error = _mm512_fmadd_ps(_mm512_loadu_ps(tile.length + at), _mm512_set1_ps(bound.chain), error);
-            const __m512 upper = _mm512_add_ps(top[r], error), floor = _mm512_loadu_ps(out.floor + at);
-            _mm512_storeu_ps(out.floor + at, _mm512_max_ps(_mm512_sub_ps(top[r], error), floor));
+            const __m512 value = F::value_of(top[r], scale[r]), floor = _mm512_loadu_ps(out.floor + at);
+            const __m512 upper = _mm512_add_ps(value, error);
+            _mm512_storeu_ps(out.floor + at, _mm512_max_ps(_mm512_sub_ps(value, error), floor));
             // Not "upper >= floor": what is not a number must count as a candidate.
             unsigned kept = _mm512_cmp_ps_mask(upper, floor, _CMP_NLT_UQ);
             if (kept == 0) continue;
@@ -261,8 +264,9 @@ VQTOK_TARGET void decide(vqtok::PanelTask* tasks, int64_t count, const float* pa
 }
 
 template <class F>
-constexpr vqtok::Screener screener_of() {
-    return {kLanes, F::dims, prepare_codes<F>, prepare_latent<F>, screen<F>, decide};
+constexpr vqtok::Screener screener_of(void (*scan)(const vqtok::ScreenedTile&, const vqtok::ScreenedCodebook&,
+                                                   vqtok::Candidates&)) {
+    return {kLanes, F::dims, prepare_codes<F>, prepare_latent<F>, scan, decide};
 }
 
 }  // namespace

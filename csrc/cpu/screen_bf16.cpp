@@ -7,10 +7,12 @@
 #define VQTOK_TARGET __attribute__((target("avx512f,avx512bw,avx512bf16")))
 
 #include <cstring>
+#include <limits>
 
 namespace {
 
 struct Bf16 {
+    using Top = __m512;
     static constexpr int dims = 2;
     static constexpr bool scaled = false;
     using Sum = __m512;
@@ -19,13 +21,18 @@ struct Bf16 {
     VQTOK_TARGET static Sum multiply_add(__m512i latent, __m512i code, Sum sum) {
         return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(latent), reinterpret_cast<__m512bh>(code));
     }
-    VQTOK_TARGET static __m512 finish(Sum sum, __m512, const float*) { return sum; }
+    VQTOK_TARGET static Top least() { return _mm512_set1_ps(-std::numeric_limits<float>::infinity()); }
+    VQTOK_TARGET static void keep_larger(Sum sum, __m512, const float*, Top& top) { top = _mm512_max_ps(sum, top); }
+    VQTOK_TARGET static __m512 value_of(Top top, __m512) { return top; }
     // Two products and two sums a step at most, and the addition of the bound.
     static float roundings(int64_t steps) { return 2.0f * static_cast<float>(steps) + 6; }
     static float scale_of(float) { return 1.0f; }
     static void set_start(float value, int32_t, int32_t& start, float& bias) {
         std::memcpy(&start, &value, sizeof value);
         bias = 0;
+    }
+    static void set_padding(int32_t& start, float& bias) {
+        set_start(-std::numeric_limits<float>::infinity(), 0, start, bias);
     }
     // Rounded to nearest even. Denormal results become zero, as the instruction would take them.
     VQTOK_TARGET static __m512 quantise(__m512 value, float, bool, int32_t* words, __m512i&) {
@@ -44,5 +51,5 @@ struct Bf16 {
 
 #include "screen.h"
 
-const vqtok::Screener vqtok::kBf16Screener = screener_of<Bf16>();
+const vqtok::Screener vqtok::kBf16Screener = screener_of<Bf16>(screen<Bf16>);
 #endif

@@ -35,7 +35,7 @@ struct PanelBound {
 // A codebook prepared for screening. A word is 32 bits: four int8 or two bf16.
 struct ScreenedCodebook {
     const float* centre;   // [D]
-    int32_t shifts_latents;  // whether z' = z - c
+    int32_t has_norms;      // whether scores do; then z' = z - c
     const int32_t* panels;   // words [panel_count][steps][kPanel]
     const int32_t* start;    // [panel_count][kPanel]: what the sums start at, an integer or a float's bits
     const float* bias;       // [panel_count][kPanel], added to int8 sums; -infinity where the last panel is padded
