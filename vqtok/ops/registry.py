@@ -49,6 +49,10 @@ class Backend:
     prepare: str = ""
     pays: str = ""
 
+    def serves(self, device_type: str) -> bool:
+        """Return whether it is for this type of device, whatever else may be lacking."""
+        return not self.devices or device_type in self.devices
+
     def load(self) -> Callable[..., Any]:
         """Return ``function``, imported."""
         return _imported(self.function)
@@ -60,7 +64,7 @@ class Backend:
 
     def reason_against(self, latents: Tensor, codebook: Tensor | None = None) -> str:
         """Return why this backend cannot take these inputs on this machine, or ""."""
-        if self.devices and latents.device.type not in self.devices:
+        if not self.serves(latents.device.type):
             return f"runs on {_listed(self.devices)}, the latents are on {latents.device.type}"
         if not self.devices and latents.device.type in _WITHOUT_FLOAT64:
             return f"needs float64, which {latents.device.type} lacks: move the latents to the CPU"
