@@ -207,10 +207,10 @@ VQTOK_TARGET void screen_strips(const vqtok::ScreenedTile& tile, const vqtok::Sc
             error = _mm512_fmadd_ps(_mm512_loadu_ps(tile.length + at), _mm512_set1_ps(bound.chain), error);
             const __m512 value = F::value_of(top[r], scale[r]), floor = _mm512_loadu_ps(out.floor + at);
             const __m512 upper = _mm512_add_ps(value, error);
-            _mm512_storeu_ps(out.floor + at, _mm512_max_ps(_mm512_sub_ps(value, error), floor));
             // Not "upper >= floor": what is not a number must count as a candidate.
             unsigned kept = _mm512_cmp_ps_mask(upper, floor, _CMP_NLT_UQ);
-            if (kept == 0) continue;
+            if (kept == 0) continue;  // nor can value - error raise the floor
+            _mm512_storeu_ps(out.floor + at, _mm512_max_ps(_mm512_sub_ps(value, error), floor));
             alignas(64) float uppers[kLanes];
             _mm512_store_ps(uppers, upper);
             for (; kept != 0; kept &= kept - 1) {
