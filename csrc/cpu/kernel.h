@@ -35,16 +35,18 @@ constexpr int kPanel = 16;      // codes in a panel
 constexpr int kMaxStrips = 6;   // registers of latents in a tile, at most
 constexpr int kMaxTile = 48;    // latents in a tile, at most
 
-// A tile of latents against all panels of codes. A strip is one register of latents.
+constexpr int kTogether = 4;    // tiles that share a panel while it lies in the first-level cache
+
+// Tiles of latents against all panels of codes. A strip is one register of latents.
 struct Scan {
-    const float* tile;    // [D][strips * lanes]
-    int strips;
+    const float* tiles;   // [tile_count][D][strips * lanes]
+    int tile_count, strips;
     const float* panels;  // [panel_count][D][kPanel]
     const float* start;   // [panel_count][kPanel]: -half_norms; -infinity where the last panel is padded
     int64_t panel_count;
     int64_t D;
-    float* best;          // [strips * lanes], the largest score
-    int32_t* best_code;   // [strips * lanes], the lowest code that has it
+    float* best;          // [tile_count][strips * lanes], the largest score
+    int32_t* best_code;   // [tile_count][strips * lanes], the lowest code that has it
 };
 
 // The kernel that decides: float32, one fused multiply-add over d = 0..D-1.

@@ -18,6 +18,7 @@ namespace vqtok {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr int kMostRows = kTogether * kMaxTile;
 constexpr int64_t kTrial = 512;  // latents after which screening has to have shown that it pays
 
 const Kernel* kernel_for(int32_t instruction_set) {
@@ -34,13 +35,13 @@ const Kernel* kernel_for(int32_t instruction_set) {
     return nullptr;
 }
 
-// Latents that go through the deciding kernel together: gathered as rows, scanned as a tile.
-class ExactTile {
+// Latents that go through the deciding kernel together: gathered as rows, scanned as tiles.
+class ExactTiles {
   public:
-    ExactTile(const Kernel& kernel, const Packed& codebook, int64_t* codes)
-        : kernel_(kernel), codebook_(codebook), codes_(codes), tile_(capacity() * codebook.D) {}
+    ExactTiles(const Kernel& kernel, const Packed& codebook, int64_t* codes)
+        : kernel_(kernel), codebook_(codebook), codes_(codes), tiles_(capacity() * codebook.D) {}
 
-    int capacity() const { return kernel_.strips * kernel_.lanes; }
+    int capacity() const { return kTogether * kernel_.strips * kernel_.lanes; }
 
     void add(const float* latent, int64_t n) {
         if (count_ == capacity()) scan();
@@ -49,32 +50,44 @@ class ExactTile {
     }
 
     void scan() {
-        if (count_ == 0) return;
-        const int strips = (count_ + kernel_.lanes - 1) / kernel_.lanes, width = strips * kernel_.lanes;
-        const int64_t D = codebook_.D;
-        for (int64_t d0 = 0; d0 < D; d0 += 16) {  // squares that stay in the first-level cache
-            const int64_t end = std::min<int64_t>(d0 + 16, D);
-            for (int r = 0; r < width; ++r) {
-                const float* latent = rows_[std::min(r, count_ - 1)];
-                for (int64_t d = d0; d < end; ++d) tile_.get()[d * width + r] = latent[d];
-            }
-        }
-        alignas(64) float best[kMaxTile];
-        alignas(64) int32_t best_code[kMaxTile];
-        std::fill_n(best, width, kNever);
-        std::fill_n(best_code, width, 0);
-        kernel_.scan({tile_.get(), strips, codebook_.panels, codebook_.start, codebook_.panel_count, D, best, best_code});
-        for (int r = 0; r < count_; ++r) codes_[number_[r]] = best_code[r];
+        const int full = kernel_.strips * kernel_.lanes, tiles = count_ / full;
+        scan_from(0, tiles, kernel_.strips);
+        scan_from(tiles * full, 1, (count_ - tiles * full + kernel_.lanes - 1) / kernel_.lanes);
         count_ = 0;
     }
 
   private:
+    // `tile_count` tiles of so many strips, from gathered row `first` on.
+    void scan_from(int first, int tile_count, int strips) {
+        if (tile_count == 0 || strips == 0) return;
+        const int width = strips * kernel_.lanes, end = std::min(first + tile_count * width, count_);
+        for (int t = 0; t < tile_count; ++t) gather(first + t * width, width, tiles_.get() + t * width * codebook_.D);
+        std::fill_n(best_, tile_count * width, kNever);
+        std::fill_n(best_code_, tile_count * width, 0);
+        kernel_.scan({tiles_.get(), tile_count, strips, codebook_.panels, codebook_.start, codebook_.panel_count,
+                      codebook_.D, best_, best_code_});
+        for (int r = first; r < end; ++r) codes_[number_[r]] = best_code_[r - first];
+    }
+
+    // Rows from `first` on as a tile [D][width]; what the last one lacks repeats its last row.
+    void gather(int first, int width, float* tile) const {
+        for (int64_t d0 = 0; d0 < codebook_.D; d0 += 16) {  // squares that stay in the first-level cache
+            const int64_t end = std::min<int64_t>(d0 + 16, codebook_.D);
+            for (int r = 0; r < width; ++r) {
+                const float* latent = rows_[std::min(first + r, count_ - 1)];
+                for (int64_t d = d0; d < end; ++d) tile[d * width + r] = latent[d];
+            }
+        }
+    }
+
     const Kernel& kernel_;
     const Packed& codebook_;
     int64_t* codes_;
-    Buffer<float> tile_;
-    const float* rows_[kMaxTile];
-    int64_t number_[kMaxTile];
+    Buffer<float> tiles_;
+    const float* rows_[kMostRows];
+    int64_t number_[kMostRows];
+    alignas(64) float best_[kMostRows];
+    alignas(64) int32_t best_code_[kMostRows];
     int count_ = 0;
 };
 
@@ -93,8 +106,8 @@ struct Call {
 class Worker {
   public:
     explicit Worker(Call& call)
-        : call_(call), exact_(call.kernel, call.codebook, call.codes), rows_(kMaxTile * call.codebook.D),
-          kept_(call.codebook.screener ? kMaxTile * call.codebook.D : 0), words_(kMaxTile * call.codebook.screened.steps) {
+        : call_(call), exact_(call.kernel, call.codebook, call.codes), rows_(kMostRows * call.codebook.D),
+          kept_(call.codebook.screener ? kMostRows * call.codebook.D : 0), words_(kMaxTile * call.codebook.screened.steps) {
         if (call.codebook.screener != nullptr) tasks_.reserve(kMaxTile * kMaxCandidates);
     }
 
@@ -174,10 +187,10 @@ class Worker {
     }
 
     Call& call_;
-    ExactTile exact_;
+    ExactTiles exact_;
     Buffer<float> rows_, kept_;
     Buffer<int32_t> words_;
-    int64_t kept_number_[kMaxTile];
+    int64_t kept_number_[kMostRows];
     int kept_count_ = 0;
     float best_[kMaxTile];
     int32_t best_code_[kMaxTile];
@@ -189,11 +202,11 @@ class Worker {
 int64_t nearest_code(const Kernel& kernel, const VqtokRows& latents, const Packed& codebook, int64_t* codes, int32_t limit,
                      int64_t* statistics) {
     const int64_t N = latents.N, lanes = codebook.screener ? codebook.screener->lanes : kernel.lanes;
-    const int64_t full = codebook.screener ? kMaxTile : kernel.strips * kernel.lanes;
+    const int64_t full = codebook.screener ? kMaxTile : kTogether * kernel.strips * kernel.lanes;
     const double work = static_cast<double>(N) * static_cast<double>(codebook.K) * static_cast<double>(codebook.D);
     const int threads = useful_threads(work, (N + lanes - 1) / lanes, limit);
-    const int64_t share = (N + threads - 1) / threads;
-    const int64_t rows = std::clamp((share + lanes - 1) / lanes * lanes, lanes, full);
+    const int64_t share = (N + threads - 1) / threads, pieces = std::max<int64_t>(1, (share + full - 1) / full);
+    const int64_t even = (share + pieces - 1) / pieces, rows = std::clamp((even + lanes - 1) / lanes * lanes, lanes, full);
 
     Call call{kernel, codebook, latents, codes, {N}};
     std::vector<std::unique_ptr<Worker>> workers;

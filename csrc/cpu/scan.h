@@ -15,8 +15,9 @@ namespace {
 
 // R strips of latents against V::codes codes, whose numbers begin with `number`.
 template <class V, int R>
-VQTOK_TARGET inline __attribute__((always_inline)) void scan_block(const vqtok::Scan& work, const float* panel,
-                                                                  const float* start, typename V::Int number) {
+VQTOK_TARGET inline __attribute__((always_inline)) void scan_block(const float* latents, int64_t D, const float* panel,
+                                                                  const float* start, typename V::Int number,
+                                                                  float* best, int32_t* best_code) {
     constexpr int C = V::codes, L = V::lanes;
     typename V::Float score[R][C];
 #pragma GCC unroll 16
@@ -25,8 +26,7 @@ VQTOK_TARGET inline __attribute__((always_inline)) void scan_block(const vqtok::
         for (int r = 0; r < R; ++r) score[r][c] = V::broadcast(start + c);
 
     // d is never split or reordered: one rounding a step, in this order, is what a score means.
-    const float* latents = work.tile;
-    for (int64_t d = 0; d < work.D; ++d, latents += R * L, panel += vqtok::kPanel) {
+    for (int64_t d = 0; d < D; ++d, latents += R * L, panel += vqtok::kPanel) {
         typename V::Float latent[R];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) latent[r] = V::load(latents + r * L);
@@ -42,8 +42,8 @@ VQTOK_TARGET inline __attribute__((always_inline)) void scan_block(const vqtok::
     typename V::Int top_code[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-        top[r] = V::load(work.best + r * L);
-        top_code[r] = V::load(work.best_code + r * L);
+        top[r] = V::load(best + r * L);
+        top_code[r] = V::load(best_code + r * L);
     }
 #pragma GCC unroll 16
     for (int c = 0; c < C; ++c) {
@@ -53,17 +53,20 @@ VQTOK_TARGET inline __attribute__((always_inline)) void scan_block(const vqtok::
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-        V::store(work.best + r * L, top[r]);
-        V::store(work.best_code + r * L, top_code[r]);
+        V::store(best + r * L, top[r]);
+        V::store(best_code + r * L, top_code[r]);
     }
 }
 
 template <class V, int R>
 VQTOK_TARGET void scan_strips(const vqtok::Scan& work) {
+    constexpr int width = R * V::lanes;
     for (int64_t p = 0; p < work.panel_count; ++p)
-        for (int c = 0; c < vqtok::kPanel; c += V::codes)
-            scan_block<V, R>(work, work.panels + p * work.D * vqtok::kPanel + c, work.start + p * vqtok::kPanel + c,
-                             V::splat(static_cast<int32_t>(p * vqtok::kPanel + c)));
+        for (int t = 0; t < work.tile_count; ++t)
+            for (int c = 0; c < vqtok::kPanel; c += V::codes)
+                scan_block<V, R>(work.tiles + t * work.D * width, work.D, work.panels + p * work.D * vqtok::kPanel + c,
+                                 work.start + p * vqtok::kPanel + c, V::splat(static_cast<int32_t>(p * vqtok::kPanel + c)),
+                                 work.best + t * width, work.best_code + t * width);
 }
 
 // Fewer strips than a full tile has: what is left at the end of the latents.
