@@ -46,7 +46,7 @@ class Report:
     @classmethod
     def from_json(cls, text: str) -> Report:
         """Return the report that `to_json` wrote."""
-        return TypeAdapter(cls).validate_json(text, strict=False)
+        return TypeAdapter(cls).validate_json(text)
 
     def bugs(self) -> list[str]:
         """Return what shows a bug of vqtok's own."""

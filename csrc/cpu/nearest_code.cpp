@@ -147,7 +147,7 @@ class Worker {
     void propose(int count) {
         const Screener& screener = *call_.codebook.screener;
         const int strips = (count + screener.lanes - 1) / screener.lanes, width = strips * screener.lanes;
-        const ScreenedTile tile{width, strips, words_.get(), scale_, residual_, quantised_, length_};
+        const ScreenedTile tile{strips, words_.get(), scale_, residual_, quantised_, length_};
         std::fill(row(count), row(width), 0.0f);
         for (int r = 0; r < width; ++r) screener.prepare_latent(row(r), call_.codebook.screened, tile, r);
         screener.scan(tile, call_.codebook.screened, candidates_);

@@ -2,7 +2,6 @@
 #include "packed.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <new>
 
@@ -23,8 +22,8 @@ T* take(char* base, int64_t& offset, int64_t count) {
 }
 
 void pack_panel(const float* codebook, const float* half_norms, const Packed& packed, int64_t p) {
-    auto* const panel = const_cast<float*>(packed.panels) + p * packed.D * kPanel;
-    auto* const start = const_cast<float*>(packed.start) + p * kPanel;
+    float* const panel = packed.panels + p * packed.D * kPanel;
+    float* const start = packed.start + p * kPanel;
     const int64_t first = p * kPanel, present = std::min<int64_t>(kPanel, packed.K - first);
     for (int64_t w = 0; w < kPanel; ++w)
         start[w] = w < present ? -half_norms[first + w] : -std::numeric_limits<float>::infinity();
@@ -38,7 +37,7 @@ void pack_panel(const float* codebook, const float* half_norms, const Packed& pa
 
 // The mean of some codes, without those that lie so far out that they would drag it along.
 void find_centre(const float* codebook, const Packed& packed) {
-    auto* const centre = const_cast<float*>(packed.screened.centre);
+    float* const centre = packed.screened.centre;
     const int64_t D = packed.D, step = (packed.K + kCentreSample - 1) / kCentreSample, count = (packed.K + step - 1) / step;
     const Buffer<double> norms(count), sorted(count), sum(D);
     std::fill_n(sum.get(), D, 0.0);
@@ -59,9 +58,8 @@ void find_centre(const float* codebook, const Packed& packed) {
 }
 
 void pack(const float* codebook, const float* half_norms, Packed& packed, int32_t kind, int threads) {
-    auto& header = *const_cast<Packed::Header*>(packed.header);
     const bool has_norms = std::any_of(half_norms, half_norms + packed.K, [](float h) { return h != 0.0f; });
-    header = {kMagic, packed.K, packed.D, kind, has_norms};
+    *packed.header = {kMagic, packed.K, packed.D, kind, has_norms};
     packed.screened.has_norms = has_norms;
     if (packed.screener != nullptr) find_centre(codebook, packed);
     const int packers = useful_threads(4.0 * static_cast<double>(packed.K) * static_cast<double>(packed.D),
@@ -90,10 +88,10 @@ const Screener* screener_for(int32_t kind) {
 }
 
 Packed::Packed(const void* memory, int64_t codes, int64_t dims, int32_t kind)
-    : header(static_cast<const Header*>(memory)), K(codes), D(dims), panel_count((K + kPanel - 1) / kPanel), bytes(0),
+    : header(nullptr), K(codes), D(dims), panel_count((K + kPanel - 1) / kPanel), bytes(0),
       screened{}, screener(screener_for(kind)) {
     char* const base = static_cast<char*>(const_cast<void*>(memory));
-    take<Header>(base, bytes, 1);
+    header = take<Header>(base, bytes, 1);
     start = take<float>(base, bytes, panel_count * kPanel);
     panels = take<float>(base, bytes, panel_count * D * kPanel);
     if (screener == nullptr) return;

@@ -7,7 +7,7 @@
 
 namespace vqtok {
 
-// Where the parts of a packed codebook lie.
+// Where the parts of a packed codebook lie; only vqtok_pack writes to them.
 struct Packed {
     Packed(const void* memory, int64_t K, int64_t D, int32_t kind);
     // Reads the sizes from a block that vqtok_pack has filled; `valid` tells whether it is one.
@@ -20,10 +20,10 @@ struct Packed {
         int64_t K, D;
         int32_t kind, has_norms;
     };
-    const Header* header;
+    Header* header;
     int64_t K, D, panel_count, bytes;
-    const float* panels;  // [panel_count][D][kPanel]
-    const float* start;   // [panel_count][kPanel]
+    float* panels;              // [panel_count][D][kPanel]
+    float* start;               // [panel_count][kPanel]
     ScreenedCodebook screened;  // of kind bf16 or int8
     const Screener* screener;   // null where there is no screening
 };

@@ -11,11 +11,8 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__aarch64__) && !defined(VQTOK_PORTABLE)
-#define VQTOK_PEAK_NEON 1
+#if VQTOK_ARM64
 #include <arm_neon.h>
-#else
-#define VQTOK_PEAK_NEON 0
 #endif
 
 namespace {
@@ -89,7 +86,7 @@ constexpr Peak kAvx2Peak{2 * kChains * 8, avx2_batch};
 constexpr Peak kAvx512Peak{2 * kChains * 16, avx512_batch};
 #endif
 
-#if VQTOK_PEAK_NEON
+#if VQTOK_ARM64
 // The instruction adds to its own output, so x grows here until a quarter is rounded away, and stays there.
 float neon_batch(const Operands& with) {
     float32x4_t x[kManyChains];
@@ -113,7 +110,7 @@ const Peak& peak_of(int32_t instruction_set) {
     if (instruction_set == 1) return kAvx2Peak;
     if (instruction_set == 2) return kAvx512Peak;
 #endif
-#if VQTOK_PEAK_NEON
+#if VQTOK_ARM64
     if (instruction_set == 3) return kNeonPeak;
 #endif
     static_cast<void>(instruction_set);

@@ -91,9 +91,9 @@ VQTOK_TARGET void prepare_codes(const float* codebook, const float* half_norms, 
                                 const vqtok::ScreenedCodebook& out) {
     const int64_t D = out.D, first = panel * kPanel;
     const int present = static_cast<int>(std::min<int64_t>(kPanel, K - first));
-    auto* const words = const_cast<int32_t*>(out.panels) + panel * out.steps * kPanel;
-    auto* const start = const_cast<int32_t*>(out.start) + first;
-    auto* const bias = const_cast<float*>(out.bias) + first;
+    int32_t* const words = out.panels + panel * out.steps * kPanel;
+    int32_t* const start = out.start + first;
+    float* const bias = out.bias + first;
     std::fill_n(words, out.steps * kPanel, 0);
 
     float top = 0;
@@ -123,7 +123,7 @@ VQTOK_TARGET void prepare_codes(const float* codebook, const float* half_norms, 
     bound.quantised = (bound.quantised + sums * quantised) * kOutward;
     bound.residual *= kOutward;
     bound.chain *= chain * kOutward;
-    const_cast<vqtok::PanelBound*>(out.bounds)[panel] = bound;
+    out.bounds[panel] = bound;
 }
 
 template <class F>
@@ -131,7 +131,8 @@ VQTOK_TARGET void prepare_latent(const float* latent, const vqtok::ScreenedCodeb
                                  const vqtok::ScreenedTile& tile, int row) {
     const float* centre = codebook.has_norms ? codebook.centre : nullptr;
     tile.scale[row] = F::scale_of(F::scaled ? largest(latent, centre, codebook.D) : 1.0f);
-    const Norms norms = quantise<F>(latent, centre, codebook.D, tile.scale[row], true, tile.words + row, tile.words_per_step);
+    const Norms norms =
+        quantise<F>(latent, centre, codebook.D, tile.scale[row], true, tile.words + row, tile.strips * kLanes);
     tile.residual[row] = norms.residual;
     tile.quantised[row] = norms.quantised;
     tile.length[row] = norms.original;

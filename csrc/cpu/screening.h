@@ -34,20 +34,19 @@ struct PanelBound {
 
 // A codebook prepared for screening. A word is 32 bits: four int8 or two bf16.
 struct ScreenedCodebook {
-    const float* centre;   // [D]
-    int32_t has_norms;      // whether scores do; then z' = z - c
-    const int32_t* panels;   // words [panel_count][steps][kPanel]
-    const int32_t* start;    // [panel_count][kPanel]: what the sums start at, an integer or a float's bits
-    const float* bias;       // [panel_count][kPanel], added to int8 sums; -infinity where the last panel is padded
-    const PanelBound* bounds;  // [panel_count]
+    float* centre;       // [D]
+    int32_t has_norms;   // whether scores do; then z' = z - c
+    int32_t* panels;     // words [panel_count][steps][kPanel]
+    int32_t* start;      // [panel_count][kPanel]: what the sums start at, an integer or a float's bits
+    float* bias;         // [panel_count][kPanel], added to int8 sums; -infinity where the last panel is padded
+    PanelBound* bounds;  // [panel_count]
     int64_t panel_count, steps, D;
 };
 
 // A tile of latents prepared for screening; rows beyond the latents are zeros.
 struct ScreenedTile {
-    int32_t words_per_step;  // strips * lanes
     int32_t strips;
-    int32_t* words;          // [steps][strips * lanes]
+    int32_t* words;                                // [steps][strips * lanes]
     float *scale, *residual, *quantised, *length;  // [strips * lanes]
 };
 

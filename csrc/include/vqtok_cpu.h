@@ -20,10 +20,10 @@ constexpr int64_t kNoMemory = -2;
 constexpr int64_t kNoInstructionSet = -3;
 constexpr int64_t kNotPacked = -4;
 
-// Types of elements.
+// Types of elements, as in vqtok_cuda.h.
 constexpr int64_t kFloat32 = 0;
-constexpr int64_t kBFloat16 = 1;
-constexpr int64_t kFloat16 = 2;
+constexpr int64_t kFloat16 = 1;
+constexpr int64_t kBFloat16 = 2;
 constexpr int64_t kFloat64 = 3;
 
 // N rows of D elements in any strided layout, so that a [B, H, W, D] view of [B, D, H, W] is read where it lies.

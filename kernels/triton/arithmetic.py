@@ -5,10 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# Kernels are Python in syntax alone, and tl.constexpr, tl.range and tl.max are not typed as what they become in them.
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
-
 
 @triton.jit
 def fused_multiply_add(a: tl.tensor, b: tl.tensor, c: tl.tensor, EMULATED: tl.constexpr) -> tl.tensor:

@@ -11,10 +11,6 @@ import triton.language as tl
 
 from .arithmetic import row_offsets
 
-# Kernels are Python in syntax alone, and tl.constexpr, tl.range and tl.max are not typed as what they become in them.
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
-
 
 @triton.jit(do_not_specialize=["size1", "size2"])
 def sum_rows(

@@ -21,10 +21,6 @@ import triton.language as tl
 
 from .arithmetic import fused_multiply_add, loaded_rows, power_of_two, row_offsets
 
-# Kernels are Python in syntax alone, and tl.constexpr, tl.range and tl.max are not typed as what they become in them.
-# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportReturnType=false, reportAssignmentType=false, reportAttributeAccessIssue=false
-
 
 @triton.jit
 def _weight(exponent: tl.tensor, exponents: tl.tensor) -> tl.tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from vqtok.errors import BackendUnavailable, ResourceError
-from vqtok.ops import native
+from vqtok.ops.layout import merged_axes
+from vqtok.ops.native import TYPES
 from vqtok.ops.reference import common_dtype
 
 LIBRARY = Path(__file__).parent.parent / "_native" / "libvqtok_cuda.so"
@@ -24,7 +25,6 @@ LIBRARY = Path(__file__).parent.parent / "_native" / "libvqtok_cuda.so"
 _ABI = 1
 _MAX_RANK = 8
 _LEAST_CAPABILITY = (8, 0)
-_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
 
 class Rows(ctypes.Structure):
@@ -238,14 +238,14 @@ def _statistics(latents: Tensor, codebook: Rows | None, codes: Tensor, vocab_siz
 
 
 def _rows(values: Tensor) -> Rows:
-    rows = native.rows_of(values)
-    if rows.rank > _MAX_RANK:
+    sizes, strides = merged_axes(values)
+    if len(sizes) > _MAX_RANK:
         return _rows(values.contiguous())
-    made = Rows(rows.data, stride_d=rows.stride_d, rows=rows.rows, dim=rows.dim, rank=rows.rank)
-    made.dtype, made.owner = _DTYPES[values.dtype], values
-    for i in range(rows.rank):
-        made.sizes[i], made.strides[i] = rows.sizes[i], rows.strides[i]
-    return made
+    axes, count, dim = ctypes.c_int64 * _MAX_RANK, values.shape[:-1].numel(), values.shape[-1]
+    layout = axes(*sizes), axes(*strides), values.stride(-1), count, dim, len(sizes)
+    rows = Rows(values.data_ptr(), *layout, TYPES[values.dtype])
+    rows.owner = values
+    return rows
 
 
 def _workspace(size: int, device: torch.device) -> Tensor:

@@ -10,16 +10,43 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vqtok.errors import BackendUnavailable, ConfigError, ResourceError
+from vqtok.errors import BackendUnavailable, ConfigError, NonFiniteLatents, ResourceError
 from vqtok.ops.layout import merged_axes
 
 LIBRARY = Path(__file__).parent.parent / "_native" / "libvqtok_cpu.so"
 INSTRUCTION_SETS = ("scalar", "avx2", "avx512", "neon")
 """From the plainest up; ``VQTOK_CPU_ISA`` forces one of them."""
 
+TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+"""The numbers of element types in both C interfaces."""
+
 _ABI = 2
 _DONE, _NO_MEMORY = -1, -2
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+_POINTER, _SIZE, _SMALL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+_NUMBERS = {
+    "cpu_has": ((_SMALL,), _SMALL),
+    "cpu_screens": ((_SMALL,), _SMALL),
+    "packed_bytes": ((_SIZE, _SIZE, _SMALL), _SIZE),
+    "fma_peak": ((_SMALL, ctypes.c_double, _SMALL), ctypes.c_double),
+}
+"""Functions that answer with a number."""
+_CALLS = {
+    "pack": (_POINTER, _POINTER, _SIZE, _SIZE, _SMALL, _POINTER, _SMALL),
+    "nearest_code": (_POINTER, _POINTER, _POINTER, _SMALL, _SMALL, _POINTER),
+    "half_squared_norms": (_POINTER, _SIZE, _SIZE, _POINTER, _SMALL),
+    "normalize_codebook": (_POINTER, _SIZE, _SIZE, _POINTER, _SMALL),
+    "code_statistics": (_POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _SMALL),
+    "passage": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SMALL),
+    "passage_backward": (*(_POINTER,) * 4, ctypes.c_float, _SMALL, _POINTER, _SMALL),
+    "codebook_backward": (_POINTER, _POINTER, _POINTER, _SIZE, ctypes.c_float, _POINTER, _SMALL),
+    "unit_latents": (_POINTER, _POINTER, _SMALL),
+    "unit_latents_backward": (_POINTER, _POINTER, _POINTER, _SMALL),
+    "ema_update": (_POINTER, _SMALL),
+    "finite_scalar": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SMALL),
+    "compact": (_POINTER, _POINTER, _POINTER, _POINTER, _SMALL),
+    "spread": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _SMALL),
+}
+"""What `call` can run: functions that answer with an outcome."""
 
 
 class Rows(ctypes.Structure):
@@ -82,22 +109,11 @@ def _loaded(path: str) -> ctypes.CDLL:
     library.vqtok_cpu_abi.restype = ctypes.c_int32
     if (abi := library.vqtok_cpu_abi()) != _ABI:
         raise BackendUnavailable(f"needs {LIBRARY.name} with ABI {_ABI}, found {abi}; reinstall vqtok")
-    pointer, size, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    library.vqtok_cpu_has.argtypes = (small,)
-    library.vqtok_cpu_has.restype = small
-    library.vqtok_cpu_screens.argtypes = (small,)
-    library.vqtok_cpu_screens.restype = small
-    signatures = {
-        "half_squared_norms": (pointer, size, size, pointer, small),
-        "normalize_codebook": (pointer, size, size, pointer, small),
-        "packed_bytes": (size, size, small),
-        "pack": (pointer, pointer, size, size, small, pointer, small),
-        "nearest_code": (pointer, pointer, pointer, small, small, pointer),
-        "code_statistics": (pointer, pointer, size, pointer, pointer, small),
-    }
-    for name, arguments in signatures.items():
-        function = getattr(library, f"vqtok_{name}")
-        function.argtypes, function.restype = arguments, size
+    for name, (arguments, result) in (_NUMBERS | {name: (its, _SIZE) for name, its in _CALLS.items()}).items():
+        function = getattr(library, f"vqtok_{name}", None)
+        if function is None:
+            raise BackendUnavailable(f"needs {LIBRARY.name} with vqtok_{name}, which this build lacks; reinstall vqtok")
+        function.argtypes, function.restype = arguments, result
     return library
 
 
@@ -120,11 +136,20 @@ def rows_of(values: Tensor) -> Rows:
     axes = _axes(len(sizes))
     layout = (axes(*sizes), axes(*strides), len(sizes), values.stride(-1))
     rows, dim = values.shape[:-1].numel(), values.shape[-1]
-    return Rows(values.data_ptr(), *layout, rows, dim, _TYPES[values.dtype])
+    return Rows(values.data_ptr(), *layout, rows, dim, TYPES[values.dtype])
 
 
-def check(outcome: int) -> None:
-    """Raise for what a function of the library returned, unless it is done."""
+def call(name: str, *arguments: object) -> None:
+    """Run ``vqtok_{name}`` of the library.
+
+    Raises:
+        BackendUnavailable: there is no library.
+        NonFiniteLatents: a row of what it read, where it minds, holds NaN or infinity.
+        ResourceError: it did not finish.
+    """
+    outcome = getattr(library(), f"vqtok_{name}")(*arguments)
+    if outcome >= 0:
+        raise NonFiniteLatents(outcome)
     if outcome == _NO_MEMORY:
         raise ResourceError("expected memory for one copy of the codebook, but the system has none left")
     if outcome != _DONE:

@@ -7,7 +7,6 @@ import ctypes
 import torch
 from torch import Tensor
 
-from vqtok.errors import NonFiniteLatents
 from vqtok.ops import native
 from vqtok.ops.registry import Workload
 
@@ -61,7 +60,8 @@ def screened(latents: Tensor, packed: Tensor) -> tuple[Tensor, tuple[int, int, i
     """
     codes = torch.empty(latents.shape[:-1].numel(), dtype=torch.int64, device="cpu")
     counts = (ctypes.c_int64 * 3)()
-    outcome = native.library().vqtok_nearest_code(
+    native.call(
+        "nearest_code",
         ctypes.byref(native.rows_of(latents)),
         packed.data_ptr(),
         codes.data_ptr(),
@@ -69,9 +69,6 @@ def screened(latents: Tensor, packed: Tensor) -> tuple[Tensor, tuple[int, int, i
         native.instruction_set(),
         counts,
     )
-    if outcome >= 0:
-        raise NonFiniteLatents(outcome)
-    native.check(outcome)
     return codes.reshape(latents.shape[:-1]), (counts[0], counts[1], counts[2])
 
 
@@ -106,9 +103,5 @@ def _packed(codebook: Tensor, half_norms: Tensor, kind: int) -> Tensor:
     size = native.library().vqtok_packed_bytes(*codebook.shape, kind)
     packed = torch.empty(size, dtype=torch.uint8, device="cpu")
     pointers = codebook.data_ptr(), half_norms.data_ptr()
-    _call("pack", *pointers, *codebook.shape, kind, packed.data_ptr(), torch.get_num_threads())
+    native.call("pack", *pointers, *codebook.shape, kind, packed.data_ptr(), torch.get_num_threads())
     return packed
-
-
-def _call(name: str, *arguments: int) -> None:
-    native.check(getattr(native.library(), f"vqtok_{name}")(*arguments))

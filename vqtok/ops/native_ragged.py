@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from vqtok.ops.native import check, library
+from vqtok.ops.native import call
 
 
 class _Grid(ctypes.Structure):
@@ -32,10 +31,8 @@ def compact(values: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     kept = torch.empty(int(keep.sum()), *values.shape[2:], dtype=values.dtype, device="cpu")
     lengths = torch.empty(len(keep), dtype=torch.int64, device="cpu")
     grid = _Grid(flat.data_ptr(), *flat.shape, *flat.stride(), values.element_size())
-    outcome = _functions().vqtok_compact(
-        ctypes.byref(grid), keep.data_ptr(), kept.data_ptr(), lengths.data_ptr(), torch.get_num_threads()
-    )
-    check(outcome)
+    pointers = keep.data_ptr(), kept.data_ptr(), lengths.data_ptr()
+    call("compact", ctypes.byref(grid), *pointers, torch.get_num_threads())
     return kept, lengths
 
 
@@ -51,7 +48,8 @@ def spread(values: Tensor, mask: Tensor, fill: float) -> Tensor:
     values, mask = values.contiguous(), mask.contiguous()
     filler = torch.full(values.shape[1:], fill, dtype=values.dtype, device="cpu")
     rows = torch.empty(*mask.shape, *values.shape[1:], dtype=values.dtype, device="cpu")
-    outcome = _functions().vqtok_spread(
+    call(
+        "spread",
         values.data_ptr(),
         mask.data_ptr(),
         filler.data_ptr(),
@@ -60,18 +58,4 @@ def spread(values: Tensor, mask: Tensor, fill: float) -> Tensor:
         rows.data_ptr(),
         torch.get_num_threads(),
     )
-    check(outcome)
     return rows
-
-
-def _functions() -> ctypes.CDLL:
-    return _typed(library())
-
-
-@cache
-def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, size, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    library.vqtok_compact.argtypes = (pointer, pointer, pointer, pointer, small)
-    library.vqtok_spread.argtypes = (pointer, pointer, pointer, size, size, size, pointer, small)
-    library.vqtok_compact.restype = library.vqtok_spread.restype = size
-    return library

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from vqtok.errors import NonFiniteLatents
 from vqtok.ops.levels import level_thresholds
-from vqtok.ops.native import check, library, rows_of
+from vqtok.ops.native import call, rows_of
 
 
 def code_statistics(latents: Tensor, codes: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -26,7 +24,8 @@ def code_statistics(latents: Tensor, codes: Tensor, vocab_size: int) -> tuple[Te
     counts = torch.empty(vocab_size, dtype=torch.int64, device="cpu")
     sums = torch.empty(vocab_size, latents.shape[-1], dtype=torch.float32, device="cpu")
     codes = codes.contiguous()
-    outcome = library().vqtok_code_statistics(
+    call(
+        "code_statistics",
         ctypes.byref(rows_of(latents)),
         codes.data_ptr(),
         vocab_size,
@@ -34,7 +33,6 @@ def code_statistics(latents: Tensor, codes: Tensor, vocab_size: int) -> tuple[Te
         sums.data_ptr(),
         torch.get_num_threads(),
     )
-    check(outcome)
     return counts, sums
 
 
@@ -52,7 +50,8 @@ def straight_through(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[
     codebook, codes = codebook.contiguous(), codes.contiguous()
     vectors = torch.empty(latents.shape, dtype=torch.float32, device="cpu")
     squared_error = ctypes.c_double()
-    outcome = _functions().vqtok_passage(
+    call(
+        "passage",
         ctypes.byref(rows_of(latents)),
         codebook.data_ptr(),
         codes.data_ptr(),
@@ -60,7 +59,6 @@ def straight_through(latents: Tensor, codebook: Tensor, codes: Tensor) -> tuple[
         ctypes.byref(squared_error),
         torch.get_num_threads(),
     )
-    check(outcome)
     loss = squared_error.value / max(latents.numel(), 1)
     return vectors, torch.tensor(loss, dtype=torch.float32, device="cpu")
 
@@ -81,7 +79,8 @@ def codebook_backward(latents: Tensor, codebook: Tensor, codes: Tensor, weight: 
     """Return the codebook's gradient float32 [K, D]; see `reference.codebook_backward`."""
     codebook, codes = codebook.contiguous(), codes.contiguous()
     of_codebook = torch.empty(codebook.shape, dtype=torch.float32, device="cpu")
-    outcome = _functions().vqtok_codebook_backward(
+    call(
+        "codebook_backward",
         ctypes.byref(rows_of(latents)),
         codebook.data_ptr(),
         codes.data_ptr(),
@@ -90,7 +89,6 @@ def codebook_backward(latents: Tensor, codebook: Tensor, codes: Tensor, weight: 
         of_codebook.data_ptr(),
         torch.get_num_threads(),
     )
-    check(outcome)
     return of_codebook
 
 
@@ -98,9 +96,7 @@ def half_squared_norms(codebook: Tensor) -> Tensor:
     """Return half of each row's squared norm, float32 [K], of a codebook float32 [K, D] on the CPU."""
     codebook = codebook.contiguous()
     half_norms = torch.empty(codebook.shape[0], dtype=torch.float32, device="cpu")
-    _functions().vqtok_half_squared_norms(
-        codebook.data_ptr(), *codebook.shape, half_norms.data_ptr(), torch.get_num_threads()
-    )
+    call("half_squared_norms", codebook.data_ptr(), *codebook.shape, half_norms.data_ptr(), torch.get_num_threads())
     return half_norms
 
 
@@ -108,9 +104,7 @@ def normalize_codebook(codebook: Tensor) -> Tensor:
     """Return the rows over their length, float32 [K, D], of a codebook float32 [K, D] on the CPU."""
     codebook = codebook.contiguous()
     unit_rows = torch.empty(codebook.shape, dtype=torch.float32, device="cpu")
-    _functions().vqtok_normalize_codebook(
-        codebook.data_ptr(), *codebook.shape, unit_rows.data_ptr(), torch.get_num_threads()
-    )
+    call("normalize_codebook", codebook.data_ptr(), *codebook.shape, unit_rows.data_ptr(), torch.get_num_threads())
     return unit_rows
 
 
@@ -123,7 +117,8 @@ def finite_scalar(latents: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tenso
     ends = [end for count in levels for end in level_thresholds(count)]
     codes = torch.empty(latents.shape[:-1], dtype=torch.int64, device="cpu")
     vectors = torch.empty(latents.shape, dtype=torch.float32, device="cpu")
-    outcome = _functions().vqtok_finite_scalar(
+    call(
+        "finite_scalar",
         ctypes.byref(rows_of(latents)),
         (ctypes.c_float * len(ends))(*ends),
         (ctypes.c_int64 * len(levels))(*levels),
@@ -131,16 +126,13 @@ def finite_scalar(latents: Tensor, levels: Sequence[int]) -> tuple[Tensor, Tenso
         vectors.data_ptr(),
         torch.get_num_threads(),
     )
-    if outcome >= 0:
-        raise NonFiniteLatents(outcome)
-    check(outcome)
     return codes, vectors
 
 
 def normalize_latents(latents: Tensor) -> Tensor:
     """Return latents over their length, float32 [..., D]; see `reference.normalize_latents`."""
     unit = torch.empty(latents.shape, dtype=torch.float32, device="cpu")
-    check(_functions().vqtok_unit_latents(ctypes.byref(rows_of(latents)), unit.data_ptr(), torch.get_num_threads()))
+    call("unit_latents", ctypes.byref(rows_of(latents)), unit.data_ptr(), torch.get_num_threads())
     return unit
 
 
@@ -148,13 +140,13 @@ def normalize_latents_backward(gradient: Tensor, latents: Tensor) -> Tensor:
     """Return the latents' gradient [..., D] in their dtype; see `reference.normalize_latents_backward`."""
     gradient = gradient.float()
     of_latents = torch.empty(latents.shape, dtype=latents.dtype, device="cpu")
-    outcome = _functions().vqtok_unit_latents_backward(
+    call(
+        "unit_latents_backward",
         ctypes.byref(rows_of(gradient)),
         ctypes.byref(rows_of(latents)),
         of_latents.data_ptr(),
         torch.get_num_threads(),
     )
-    check(outcome)
     return of_latents
 
 
@@ -172,7 +164,7 @@ def update_averages(
     inputs = [x.float().contiguous() for x in (size, total, codebook, counts, sums)]
     outputs = [torch.empty(x.shape, dtype=torch.float32, device="cpu") for x in inputs[:3]]
     step = _Ema(*(x.data_ptr() for x in (*inputs, *outputs)), *codebook.shape, decay, epsilon, unit)
-    _functions().vqtok_ema_update(ctypes.byref(step), torch.get_num_threads())
+    call("ema_update", ctypes.byref(step), torch.get_num_threads())
     return outputs[0], outputs[1], outputs[2]
 
 
@@ -195,7 +187,8 @@ def _passage_backward(
 ) -> Tensor:
     gradient, codebook, codes = gradient.float(), codebook.contiguous(), codes.contiguous()
     of_latents = torch.empty(latents.shape, dtype=latents.dtype, device="cpu")
-    outcome = _functions().vqtok_passage_backward(
+    call(
+        "passage_backward",
         ctypes.byref(rows_of(gradient)),
         ctypes.byref(rows_of(latents)),
         codebook.data_ptr(),
@@ -205,29 +198,4 @@ def _passage_backward(
         of_latents.data_ptr(),
         torch.get_num_threads(),
     )
-    check(outcome)
     return of_latents
-
-
-def _functions() -> ctypes.CDLL:
-    """Return the library, or raise BackendUnavailable; its functions for training know their arguments."""
-    return _typed(library())
-
-
-@cache
-def _typed(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, size, small, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
-    for name, arguments in (
-        ("vqtok_passage", (pointer, pointer, pointer, pointer, pointer, small)),
-        ("vqtok_passage_backward", (pointer, pointer, pointer, pointer, real, small, pointer, small)),
-        ("vqtok_codebook_backward", (pointer, pointer, pointer, size, real, pointer, small)),
-        ("vqtok_half_squared_norms", (pointer, size, size, pointer, small)),
-        ("vqtok_normalize_codebook", (pointer, size, size, pointer, small)),
-        ("vqtok_unit_latents", (pointer, pointer, small)),
-        ("vqtok_unit_latents_backward", (pointer, pointer, pointer, small)),
-        ("vqtok_ema_update", (pointer, small)),
-        ("vqtok_finite_scalar", (pointer, pointer, pointer, pointer, pointer, small)),
-    ):
-        function = getattr(library, name)
-        function.argtypes, function.restype = arguments, size
-    return library

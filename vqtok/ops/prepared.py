@@ -18,7 +18,8 @@ Metric: TypeAlias = Literal["l2", "cosine", "dot"]
 class PreparedCodebook:
     """A frozen codebook, packed once: `nearest_code` takes it in the codebook's place and gives the same codes.
 
-    It is a copy: later changes of the codebook do not reach it. It holds some 5 bytes a number of the codebook.
+    It is a copy: later changes of the codebook do not reach it. On the CPU it holds some 10 bytes a number
+    of the codebook.
 
     Args:
         codebook: [K, D]; float16, bfloat16, float32 or float64.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vqtok.ops.layout import merged_axes
-from vqtok.ops.screening import ScreeningCodebook, screening_codebook
+from vqtok.ops.triton_codebook import ScreeningCodebook, screening_codebook
 
 _AXES = 3
 """Leading axes that the kernels can walk through; BCHW views have two, slices of them three."""
