@@ -22,7 +22,7 @@ from .verdicts import judge_codes
 class Photos:
     """Images uint8 [H, W, 3] of one size, and the model that tokenizes them."""
 
-    tokenizer: vqtok.Tokenizer
+    tokenizer: vqtok.ImageTokenizer
     images: list[npt.NDArray[np.uint8]]
 
     def pixels(self) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vqtok import ops as ops
     from vqtok.errors import VqtokError as VqtokError
+    from vqtok.image_tokenizer import ImageTokenizer as ImageTokenizer
     from vqtok.images import PreprocessSpec as PreprocessSpec
     from vqtok.loading import build as build
     from vqtok.loading import load as load
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "EmaQuantizer": "quantizers",
+    "ImageTokenizer": "image_tokenizer",
     "PreprocessSpec": "images",
     "Quantized": "types",
     "Quantizer": "quantizers",

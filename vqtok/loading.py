@@ -1,4 +1,4 @@
-"""From a preset or a model folder to a `Tokenizer`."""
+"""From a preset or a model folder to a tokenizer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,26 @@ from typing import Any, get_args
 import torch
 
 from vqtok import store
-from vqtok.architecture import DECODERS, ENCODERS, FORMAT, QUANTIZERS, ModelCard, override, read_section
+from vqtok.architecture import (
+    DECODERS,
+    ENCODERS,
+    FORMAT,
+    ModelCard,
+    arguments,
+    build_quantizer,
+    override,
+    read_section,
+)
 from vqtok.errors import ConfigError, InputError, MismatchError, ResourceError
+from vqtok.image_tokenizer import ImageTokenizer, Precision
 from vqtok.presets import find_preset
 from vqtok.quantizers import EmaQuantizer
-from vqtok.tokenizer import Precision, Tokenizer
+from vqtok.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "photo-f8"
 
 
-def build(preset: str, **options: Any) -> Tokenizer:
+def build(preset: str, **options: Any) -> ImageTokenizer:
     """Return a tokenizer with fresh random weights.
 
     Args:
@@ -36,13 +46,12 @@ def build(preset: str, **options: Any) -> Tokenizer:
     return assemble(ModelCard(architecture=override(find_preset(preset).architecture, options)))
 
 
-def assemble(card: ModelCard) -> Tokenizer:
+def assemble(card: ModelCard) -> ImageTokenizer:
     """Return a tokenizer with fresh random weights from its card."""
     architecture = card.architecture
-    dim = architecture.quantizer.dim
-    encoder = ENCODERS[architecture.encoder.type](dim=dim, **_arguments(architecture.encoder))
-    quantizer = QUANTIZERS[architecture.quantizer.type](**_arguments(architecture.quantizer))
-    decoder = DECODERS[architecture.decoder.type](dim=dim, **_arguments(architecture.decoder))
+    quantizer = build_quantizer(architecture.quantizer)
+    encoder = ENCODERS[architecture.encoder.type](dim=quantizer.latent_dim, **arguments(architecture.encoder))
+    decoder = DECODERS[architecture.decoder.type](dim=quantizer.dim, **arguments(architecture.decoder))
     tokenizer = Tokenizer(encoder, quantizer, decoder, architecture.preprocess)
     tokenizer.card = card
     return tokenizer
@@ -53,7 +62,7 @@ def load(
     *,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
-) -> Tokenizer:
+) -> ImageTokenizer:
     """Load a tokenizer in eval mode. Nothing in the folder is ever executed, and nothing is downloaded.
 
     Args:
@@ -98,7 +107,7 @@ def find_device(device: str | torch.device) -> torch.device:
     return target
 
 
-def _load_folder(folder: Path) -> Tokenizer:
+def _load_folder(folder: Path) -> ImageTokenizer:
     try:
         kind = os.stat(folder).st_mode
         found = "" if stat.S_ISDIR(kind) else "a file"
@@ -118,10 +127,7 @@ def _load_folder(folder: Path) -> Tokenizer:
         name: torch.zeros(x.shape, dtype=x.dtype) for name, x in tokenizer.state_dict().items() if name not in weights
     }
     tokenizer.load_state_dict(state | {name: torch.from_numpy(x) for name, x in weights.items()}, assign=True)
-    if isinstance(tokenizer.quantizer, EmaQuantizer):
-        tokenizer.quantizer.adopt_codebook()
+    for module in tokenizer.modules():
+        if isinstance(module, EmaQuantizer):
+            module.adopt_codebook()
     return tokenizer
-
-
-def _arguments(section: Any) -> dict[str, Any]:
-    return {name: value for name, value in section if name != "type"}

@@ -6,26 +6,47 @@ import math
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vqtok import images
 from vqtok.errors import NonFiniteLatents, out_of_memory
 from vqtok.store.token_keys import path_key
-from vqtok.types import TokenGrid, Tokens, concatenate
+from vqtok.types import Tokens, concatenate
 
 if TYPE_CHECKING:
-    from vqtok.tokenizer import Tokenizer
+    from vqtok.image_tokenizer import ImageTokenizer
 
 # Pixels that may wait for a micro-batch to fill: 200 MB. It decides when images go through, never what comes out.
 WAITING = 64 * 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """The tokens of one image before it has a name.
+
+    Attributes:
+        ids: int64 [T].
+        grid: (Q, h, w).
+        keep: bool [h * w], the positions that a dynamic tokenizer kept; [0] for grid tokenizers.
+    """
+
+    ids: npt.NDArray[np.int64]
+    grid: tuple[int, int, int]
+    keep: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
+
+
+def grid_row(ids: npt.NDArray[np.int64]) -> Row:
+    """Return the row of a grid tokenizer's ids [h, w] or [h, w, Q]."""
+    return Row(ids.reshape(-1), (ids.shape[2] if ids.ndim == 3 else 1, ids.shape[0], ids.shape[1]))
+
+
 def tokenize(
-    tokenizer: Tokenizer,
+    tokenizer: ImageTokenizer,
     arrays: Iterable[tuple[str, images.RGB]],
     refuse: Callable[[str, Exception], None] | None = None,
 ) -> Iterator[Tokens]:
@@ -58,7 +79,7 @@ def tokenize(
 
 
 def _tokenize_or_refuse(
-    tokenizer: Tokenizer,
+    tokenizer: ImageTokenizer,
     rows: list[tuple[str, images.RGB]],
     empty: Tokens,
     refuse: Callable[[str, Exception], None] | None,
@@ -80,28 +101,29 @@ def blames_image(error: Exception) -> bool:
     return isinstance(error, NonFiniteLatents) or out_of_memory(error)
 
 
-def _tokenize_equal(tokenizer: Tokenizer, rows: list[tuple[str, images.RGB]], empty: Tokens) -> list[Tokens]:
+def _tokenize_equal(tokenizer: ImageTokenizer, rows: list[tuple[str, images.RGB]], empty: Tokens) -> list[Tokens]:
     pixels = torch.from_numpy(np.stack([images.to_pixels(array, tokenizer.spec) for _, array in rows]))
     return [
         replace(
             empty,
-            ids=ids.reshape(-1),
-            offsets=np.array([0, ids.size]),
-            grids=np.array([[ids.shape[2] if ids.ndim == 3 else 1, *ids.shape[:2]]]),
+            ids=row.ids,
+            offsets=np.array([0, row.ids.size]),
+            grids=np.array([row.grid]),
             sizes=np.array([array.shape[:2]]),
             keys=(key,),
+            keep=row.keep,
         )
-        for (key, array), ids in zip(rows, tokenizer.encode(pixels).ids.cpu().numpy(), strict=True)
+        for (key, array), row in zip(rows, tokenizer.tokenize_pixels(pixels), strict=True)
     ]
 
 
-def collect(tokenizer: Tokenizer, rows: Iterable[Tokens], keys: Iterable[str]) -> Tokens:
+def collect(tokenizer: ImageTokenizer, rows: Iterable[Tokens], keys: Iterable[str]) -> Tokens:
     """Put streamed rows together, in the order of keys; keys without a row are left out."""
     by_key = {row.keys[0]: row for row in rows}
     return concatenate([tokenizer.no_tokens(), *(by_key[key] for key in keys if key in by_key)])
 
 
-def detokenize(tokenizer: Tokenizer, tokens: Tokens) -> Iterator[images.RGB]:
+def detokenize(tokenizer: ImageTokenizer, tokens: Tokens) -> Iterator[images.RGB]:
     """Yield the images of tokens in order as uint8 arrays [H, W, 3]; neighbours of one grid share micro-batches."""
     tokenizer.check_tokens(tokens)
     start = 0
@@ -111,7 +133,7 @@ def detokenize(tokenizer: Tokenizer, tokens: Tokens) -> Iterator[images.RGB]:
         equal = (tokens.grids[start : start + length] == tokens.grids[start]).all(axis=1)
         stop = start + (len(equal) if equal.all() else int(equal.argmin()))
         rows = tokens[start:stop]
-        pixels = tokenizer.decode(TokenGrid(torch.from_numpy(np.asarray(rows)), tokens.vocab_size)).cpu().numpy()
+        pixels = tokenizer.detokenize_rows(rows).cpu().numpy()
         for image, (height, width) in zip(pixels, rows.sizes.tolist(), strict=True):
             yield images.from_pixels(image, tokenizer.spec, (height, width))
         start = stop

@@ -1,50 +1,33 @@
-"""Tokenizer = encoder + quantizer + decoder + PreprocessSpec: images to tokens and back."""
+"""Tokenizer = encoder + quantizer + decoder + PreprocessSpec: images to grids of tokens and back."""
 
 from __future__ import annotations
 
-import os
-import platform
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from importlib.metadata import version
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
-import PIL
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from vqtok import images, store, streaming
-from vqtok.architecture import FORMAT, ModelCard
+from vqtok import streaming
 from vqtok.errors import ConfigError, MismatchError
-from vqtok.identity import Identity
+from vqtok.image_tokenizer import ImageTokenizer
 from vqtok.images import PreprocessSpec
 from vqtok.quantizers import Quantizer
 from vqtok.types import Reconstruction, TokenGrid, Tokens
 
-Precision: TypeAlias = Literal["float32", "bfloat16"]
-WeightDtype: TypeAlias = Literal["float32", "float16"]
-STORED: dict[WeightDtype, store.StoredDtype] = {"float32": "F32", "float16": "F16"}
-
-# Pixels that go through a network at once. The number of images this makes depends on their size and the device only,
-# and the last batch is filled up with zeros: so tokens cannot depend on batch size, order or neighbours.
-MICRO_BATCH_PIXELS = {"cpu": 256 * 256, "cuda": 8 * 1024 * 1024}
+Output: TypeAlias = Literal["pixels", "logit-laplace"]
 
 
-class Tokenizer(nn.Module):
-    """A grid tokenizer: every image of H x W pixels gives H / f x W / f codes.
+class Tokenizer(ImageTokenizer):
+    """A grid tokenizer: every image of H x W pixels gives H / f x W / f codes, or Q times as many.
 
     Args:
         encoder: pixels [B, 3, H, W] to latents [B, D, h, w].
         quantizer: vectors [..., D] to codes and back.
-        decoder: latents [B, D, h, w] to pixels [B, 3, H, W].
+        decoder: vectors [B, D, h, w] to pixels [B, 3, H, W], or to [B, 6, H, W]; see output.
         preprocess: how images become pixels; its ``multiple`` is f.
-
-    Attributes:
-        precision: ``"float32"``, or ``"bfloat16"``: the networks run under autocast, faster and with other codes near
-            ties. Recorded in every token file.
-        card: architecture, provenance and licence, for models that were built or loaded; `save` needs it.
+        output: ``"pixels"``, or ``"logit-laplace"``: the decoder's six channels are mean and logarithm of the scale of
+            a logit-Laplace distribution (Ramesh et al. 2021, appendix A.3), and pixels are the sigmoid of the mean.
 
     >>> import vqtok
     >>> tokenizer = vqtok.build("vqvae-cifar")
@@ -53,36 +36,25 @@ class Tokenizer(nn.Module):
     """
 
     def __init__(
-        self, encoder: nn.Module, quantizer: Quantizer, decoder: nn.Module, preprocess: PreprocessSpec
+        self,
+        encoder: nn.Module,
+        quantizer: Quantizer,
+        decoder: nn.Module,
+        preprocess: PreprocessSpec,
+        output: Output = "pixels",
     ) -> None:
-        super().__init__()
+        super().__init__(preprocess)
         self.encoder, self.quantizer, self.decoder = encoder, quantizer, decoder
-        self.spec = preprocess
-        self.precision: Precision = "float32"
-        self.card: ModelCard | None = None
-        self._identity = Identity()
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of codes."""
-        return self.quantizer.vocab_size
-
-    @property
-    def factor(self) -> int:
-        """Pixels a token, each way."""
-        return self.spec.multiple
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
-
-    # Tensors ---------------------------------------------------------------------------------------------------------
+        self.output: Output = output
 
     def forward(self, pixels: Tensor) -> Reconstruction:
         """Encode, quantize and decode pixels [B, 3, H, W] with gradients, for training."""
         quantized = self.quantizer(self.latents(pixels))
-        return Reconstruction(self.decode_vectors(quantized.vectors), quantized)
+        decoded = self._decoded(quantized.vectors)
+        if self.output == "pixels":
+            return Reconstruction(decoded, quantized)
+        mean, log_scale = decoded.chunk(2, dim=1)
+        return Reconstruction(mean.sigmoid(), quantized, {"mean": mean, "log_scale": log_scale})
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Return what the quantizer sees of pixels [B, 3, H, W] in the model's range: float32 [B, h, w, D].
@@ -91,8 +63,8 @@ class Tokenizer(nn.Module):
         >>> vqtok.build("vqvae-cifar").latents(torch.zeros(2, 3, 32, 48)).shape
         torch.Size([2, 8, 12, 64])
         """
-        self._check_pixels(pixels)
-        with self._autocast():
+        self.check_pixels(pixels)
+        with self.autocast():
             latents = self.encoder(pixels)
         return latents.float().permute(0, 2, 3, 1)
 
@@ -109,14 +81,14 @@ class Tokenizer(nn.Module):
         >>> grid.ids.shape, grid.vocab_size
         (torch.Size([2, 8, 12]), 8192)
         """
-        self._check_pixels(pixels)
-        height, width = pixels.shape[2:]
-        ids = self._in_micro_batches(lambda x: self.quantizer.encode(self.latents(x)), pixels.float(), height * width)
-        return TokenGrid(ids, self.vocab_size)
+        self.check_pixels(pixels)
+        encode = lambda x, count: self.encode_pixels(x)[:count]  # noqa: E731
+        ids = self.in_micro_batches(encode, pixels.float(), pixels.shape[2] * pixels.shape[3])
+        return TokenGrid(torch.cat(ids), self.vocab_size)
 
     @torch.inference_mode()
     def decode(self, tokens: TokenGrid) -> Tensor:
-        """Return pixels float32 [B, 3, H, W], in the model's own range, of a `TokenGrid` of ids int64 [B, h, w].
+        """Return pixels float32 [B, 3, H, W], in the model's own range, of ids int64 [B, h, w] or [B, h, w, Q].
 
         Raises:
             ConfigError: ids of another dtype or shape, or outside the vocabulary.
@@ -126,196 +98,44 @@ class Tokenizer(nn.Module):
         >>> vqtok.load().decode(TokenGrid(torch.zeros(1, 4, 6, dtype=torch.int64), 8192)).shape
         torch.Size([1, 3, 32, 48])
         """
-        if tokens.vocab_size != self.vocab_size:
-            raise MismatchError(f"expected tokens of a vocabulary of {self.vocab_size}, got {tokens.vocab_size}")
-        ids = tokens.ids
-        if ids.dtype != torch.int64 or ids.ndim != 3 or 0 in ids.shape[1:]:
-            raise ConfigError(f"expected ids int64 [B, h, w], got {ids.dtype} {list(ids.shape)}")
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
-            raise ConfigError(f"expected ids in 0..{self.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}")
-        height, width = ids.shape[1:]
-        decode = lambda ids: self.decode_vectors(self.quantizer.decode(ids))  # noqa: E731
-        return self._in_micro_batches(decode, ids.to(self.device), height * width * self.factor**2)
+        ids, codebooks = tokens.ids, self.quantizer.codebooks
+        self.check_ids(ids, tokens.vocab_size)
+        if ids.ndim != 3 + (codebooks > 1) or 0 in ids.shape[1:3] or ids.shape[3:] not in ((), (codebooks,)):
+            expected = f"[B, h, w, {codebooks}]" if codebooks > 1 else "[B, h, w]"
+            raise ConfigError(f"expected ids int64 {expected}, got {ids.dtype} {list(ids.shape)}")
+        decode = lambda ids, count: self.decode_ids(ids)[:count]  # noqa: E731
+        return torch.cat(self.in_micro_batches(decode, ids, ids.shape[1] * ids.shape[2] * self.factor**2))
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Return the codes int64 [B, h, w] or [B, h, w, Q] of pixels in one piece: for compilers and exporters."""
+        return self.quantizer.encode(self.latents(pixels))
+
+    def decode_ids(self, ids: Tensor) -> Tensor:
+        """Return the pixels of codes in one piece: the counterpart of `encode_pixels`."""
+        return self.decode_vectors(self.quantizer.decode(ids))
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Return pixels float32 [B, 3, H, W] of codebook vectors [B, h, w, D]; the counterpart of `latents`."""
-        with self._autocast():
-            pixels = self.decoder(vectors.permute(0, 3, 1, 2))
-        return pixels.float()
+        decoded = self._decoded(vectors)
+        return decoded if self.output == "pixels" else decoded.chunk(2, dim=1)[0].sigmoid()
 
-    def _autocast(self) -> Any:
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+    def _decoded(self, vectors: Tensor) -> Tensor:
+        with self.autocast():
+            decoded = self.decoder(vectors.permute(0, 3, 1, 2))
+        return decoded.float()
 
-    def _in_micro_batches(self, function: Callable[[Tensor], Tensor], batch: Tensor, pixels_each: int) -> Tensor:
-        """Apply function to slices of one fixed length, the last filled up with zeros."""
-        length = self.micro_batch(pixels_each)
-        parts = []
-        # The precision is the model's, and recorded; a caller's autocast would change codes behind the record.
-        with torch.autocast(self.device.type, enabled=False):
-            for part in batch.split(length):
-                fill = part.new_zeros(length - len(part), *part.shape[1:])
-                filled = torch.cat([part, fill]) if len(fill) else part
-                parts.append(function(filled.to(self.device))[: len(part)])
-        return torch.cat(parts) if parts else function(batch.new_zeros(length, *batch.shape[1:]).to(self.device))[:0]
+    def tokenize_pixels(self, pixels: Tensor) -> list[streaming.Row]:
+        """Return what `encode` gives of pixels float [B, 3, H, W], image by image."""
+        return [streaming.grid_row(ids) for ids in self.encode(pixels).ids.cpu().numpy()]
 
-    def micro_batch(self, pixels_each: int) -> int:
-        """Return how many images of that many pixels go through the networks at once on this device."""
-        return max(1, MICRO_BATCH_PIXELS.get(self.device.type, MICRO_BATCH_PIXELS["cuda"]) // max(1, pixels_each))
-
-    def _check_pixels(self, pixels: Tensor) -> None:
-        f = self.factor
-        if not isinstance(pixels, Tensor):
-            raise ConfigError(f"expected a tensor of pixels, got {type(pixels).__name__}: images go to tokenize")
-        if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.is_floating_point():
-            raise ConfigError(f"expected float pixels [B, 3, H, W], got {pixels.dtype} {list(pixels.shape)}")
-        if pixels.shape[2] % f or pixels.shape[3] % f or 0 in pixels.shape[2:]:
-            raise ConfigError(
-                f"expected height and width to be multiples of {f}, got {pixels.shape[2]} x {pixels.shape[3]}: "
-                "pad them (tokenize and preprocess do)"
-            )
-
-    # Images ----------------------------------------------------------------------------------------------------------
-
-    def preprocess(self, image: images.Source) -> Tensor:
-        """Return pixels float32 [1, 3, H, W] of one image, resized or padded as the spec says, for `encode`.
-
-        >>> import vqtok
-        >>> vqtok.load().preprocess(np.zeros((30, 50, 3), np.uint8)).shape
-        torch.Size([1, 3, 32, 56])
-        """
-        array = images.to_rgb(image, self.spec)
-        return torch.from_numpy(images.to_pixels(array, self.spec))[None]
-
-    def tokenize(self, sources: images.Source | Iterable[images.Source]) -> Tokens:
-        """Return the tokens of one image or of several.
-
-        Args:
-            sources: path, bytes, PIL image or uint8 array [H, W, 3], or an iterable of them; sizes may differ.
-
-        Raises:
-            ImageError: an image was refused; the message names it.
-
-        >>> import vqtok
-        >>> tokens = vqtok.load().tokenize([np.zeros((30, 50, 3), np.uint8), np.zeros((8, 8, 3), np.uint8)])
-        >>> tokens.grids.tolist(), tokens.sizes.tolist()
-        ([[1, 4, 7], [1, 1, 1]], [[30, 50], [8, 8]])
-        """
-        single = isinstance(sources, str | os.PathLike | bytes | Image.Image | np.ndarray)
-        if not single and not isinstance(sources, Iterable):
-            raise ConfigError(f"expected an image or several, got {type(sources).__name__}")
-        listed = [sources] if single else list(sources)
-        keys = streaming.unique_keys(streaming.key_of(source, i) for i, source in enumerate(listed))
-        arrays = ((key, images.to_rgb(source, self.spec, name=key)) for key, source in zip(keys, listed, strict=True))
-        return streaming.collect(self, streaming.tokenize(self, arrays), keys)
-
-    def no_tokens(self) -> Tokens:
-        """Return the tokens of no image: what all tokens of this model have in common."""
-        none = np.zeros(0, np.int64)
-        return Tokens(
-            ids=none,
-            offsets=np.zeros(1, np.int64),
-            grids=none.reshape(0, 3),
-            sizes=none.reshape(0, 2),
-            vocab_size=self.vocab_size,
-            keys=(),
-            fingerprint=self.fingerprint,
-            record=self.record(),
-        )
-
-    def detokenize(self, tokens: Tokens) -> list[Image.Image]:
-        """Return the images of tokens, each in its true size.
-
-        Raises:
-            MismatchError: the tokens are another model's.
-
-        >>> import vqtok
-        >>> tokenizer = vqtok.load()
-        >>> [image.size for image in tokenizer.detokenize(tokenizer.tokenize(np.zeros((30, 50, 3), np.uint8)))]
-        [(50, 30)]
-        """
-        return [Image.fromarray(array) for array in streaming.detokenize(self, tokens)]
+    def detokenize_rows(self, tokens: Tokens) -> Tensor:
+        """Return what `decode` gives of tokens of images whose grids are equal."""
+        return self.decode(TokenGrid(torch.from_numpy(np.asarray(tokens)), tokens.vocab_size))
 
     def check_tokens(self, tokens: Tokens) -> None:
         """Raise MismatchError unless the tokens can be this model's; without a fingerprint, shapes must do."""
-        if tokens.vocab_size != self.vocab_size or tokens.fingerprint not in ("", self.fingerprint):
-            raise MismatchError(
-                f"expected tokens of model {self.fingerprint[:12]} (vocabulary {self.vocab_size}), got tokens of "
-                f"{tokens.fingerprint[:12] or 'another'} (vocabulary {tokens.vocab_size}): load the model of those"
-            )
-        one_each = (tokens.grids[:, 0] == 1) & (np.diff(tokens.offsets) == tokens.grids.prod(axis=1))
-        if not one_each.all() or (-(-tokens.sizes // self.factor) != tokens.grids[:, 1:]).any():
-            raise MismatchError(f"expected grids of one token for {self.factor} x {self.factor} pixels, got others")
-
-    # Identity --------------------------------------------------------------------------------------------------------
-
-    @property
-    def fingerprint(self) -> str:
-        """sha256 over the architecture and every tensor that inference uses; computed anew when a weight changed."""
-        return self._fingerprints()["model"]
-
-    def _fingerprints(self) -> dict[str, str]:
-        tensors = self.inference_tensors()
-
-        def compute() -> dict[str, str]:
-            arrays = {name: x.detach().cpu().numpy() for name, x in tensors.items()}
-            described = self.card.architecture.model_dump(mode="json") if self.card else {"modules": repr(self)}
-            codebook = self.quantizer.decode(torch.arange(self.vocab_size, device=self.device)).detach().cpu().numpy()
-            return {
-                "model": store.model_fingerprint(described, arrays),
-                "codebook": store.codebook_fingerprint(codebook, "l2"),
-                "preprocess": store.mapping_fingerprint(self.spec.model_dump(mode="json")),
-            }
-
-        return self._identity.of(tensors.values(), compute)
-
-    def inference_tensors(self) -> dict[str, Tensor]:
-        """Return parameters and buffers by name, without what only training reads."""
-        training = {f"quantizer.{name}" for name in self.quantizer.training_state}
-        return {name: x for name, x in self.state_dict(keep_vars=True).items() if name not in training}
-
-    def record(self) -> dict[str, object]:
-        """Return what a token file says of its origin: fingerprints, and what bits depend on beside model and image."""
-        return {
-            "fingerprints": self._fingerprints(),
-            "execution": {
-                "torch": torch.__version__,
-                "pillow": PIL.__version__,
-                "device": self.device.type,
-                "machine": platform.machine(),
-                "precision": self.precision,
-                # Libraries split their sums by it; a code may differ where two are nearly equally near.
-                "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
-                "micro_batch_pixels": MICRO_BATCH_PIXELS.get(self.device.type, MICRO_BATCH_PIXELS["cuda"]),
-            },
-            "created_by": f"vqtok {version('vqtok')}",
-        }
-
-    def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, dtype: WeightDtype = "float32") -> None:
-        """Write a model folder: ``config.json`` and ``model.safetensors``, atomically.
-
-        Args:
-            folder: must not exist yet, unless overwrite.
-            overwrite: replace an older model folder.
-            dtype: ``"float16"`` halves the file; values that it rounds make another model (and fingerprint).
-
-        Raises:
-            ConfigError: the tokenizer was put together by hand, so no configuration describes it.
-            OutputError: the folder exists or cannot be written.
-
-        >>> import tempfile, vqtok
-        >>> tokenizer = vqtok.build("vqvae-cifar")
-        >>> tokenizer.save(folder := tempfile.mkdtemp() + "/model")
-        >>> vqtok.load(folder).fingerprint == tokenizer.fingerprint
-        True
-        """
-        if self.card is None:
-            raise ConfigError(
-                "expected a tokenizer from vqtok.build or vqtok.load to save, got one put together by hand"
-            )
-        if dtype not in STORED:
-            raise ConfigError(f"expected dtype to be one of {', '.join(STORED)}, got {dtype!r}")
-        tensors = {name: x.detach().cpu().numpy() for name, x in self.inference_tensors().items()}
-        config = {"format": FORMAT, **self.card.model_dump(mode="json")}
-        store.write_model(folder, config, tensors, dtype=STORED[dtype], overwrite=overwrite)
+        self.check_origin(tokens)
+        full = (np.diff(tokens.offsets) == tokens.grids.prod(axis=1)) & (tokens.grids[:, 0] == self.quantizer.codebooks)
+        if not full.all() or (-(-tokens.sizes // self.factor) != tokens.grids[:, 1:]).any():
+            codes = "one token" if self.quantizer.codebooks == 1 else f"{self.quantizer.codebooks} tokens"
+            raise MismatchError(f"expected grids of {codes} for {self.factor} x {self.factor} pixels, got others")

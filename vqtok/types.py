@@ -46,6 +46,8 @@ class Reconstruction:
     Attributes:
         pixels: float [B, 3, H, W] in the model's own range.
         quantized: the `Quantized` latents, vectors [B, h, w, D].
+        statistics: what else the decoder says of the pixels, for losses: ``mean`` and ``log_scale`` [B, 3, H, W] of a
+            logit-Laplace distribution; empty for most models.
 
     >>> import torch, vqtok
     >>> out = vqtok.build("vqvae-cifar")(torch.zeros(1, 3, 16, 24))
@@ -55,6 +57,7 @@ class Reconstruction:
 
     pixels: Tensor
     quantized: Quantized
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,6 +110,8 @@ class Tokens:
         keys: n names, one an image.
         fingerprint: sha256 of the model that made the tokens, or "" when it is unknown.
         record: how they were made, for the token file: ``fingerprints``, ``execution``, ``created_by``; may be empty.
+        keep: bool [sum of h * w], the positions of each image's grid that a dynamic tokenizer kept, rows from the top;
+            [0] where none were left out, or where it is unknown.
 
     >>> import numpy as np
     >>> tokens = Tokens(np.arange(6), np.array([0, 4, 6]), np.array([[1, 2, 2], [1, 1, 2]]),
@@ -123,6 +128,7 @@ class Tokens:
     keys: tuple[str, ...]
     fingerprint: str
     record: Mapping[str, object] = field(default_factory=dict)
+    keep: npt.NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
 
     def __post_init__(self) -> None:
         """Refuse arrays that contradict each other."""
@@ -141,6 +147,24 @@ class Tokens:
             raise ConfigError(f"expected Tokens of integer arrays, got {wrong}")
         if self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
             raise ConfigError("expected Tokens.offsets to start at 0 and never fall")
+        self._check_keep()
+
+    def _check_keep(self) -> None:
+        if not self.keep.size:
+            return
+        positions = self._positions()
+        if self.keep.dtype != np.bool_ or self.keep.shape != (positions[-1],):
+            raise ConfigError(
+                f"expected Tokens.keep as bool [{positions[-1]}], one a position of the grids, "
+                f"got {self.keep.dtype} {list(self.keep.shape)}"
+            )
+        kept = np.diff(np.concatenate([[0], np.cumsum(self.keep)])[positions])
+        if (kept * self.grids[:, 0] != np.diff(self.offsets)).any():
+            raise ConfigError("expected Tokens.keep to keep as many positions of each image as it has tokens")
+
+    def _positions(self) -> npt.NDArray[np.int64]:
+        """Return int64 [n + 1]; image i owns ``keep[positions[i]:positions[i + 1]]``."""
+        return np.concatenate([[0], np.cumsum(self.grids[:, 1] * self.grids[:, 2])]).astype(np.int64)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -153,6 +177,7 @@ class Tokens:
             index = slice(i, i + 1)
         rows = range(len(self))[index]
         spans = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in rows]
+        positions = self._positions() if self.keep.size else np.zeros(len(self) + 1, np.int64)
         return replace(
             self,
             ids=np.concatenate([self.ids[:0], *spans]),
@@ -160,6 +185,7 @@ class Tokens:
             grids=self.grids[index].copy(),
             sizes=self.sizes[index].copy(),
             keys=self.keys[index],
+            keep=np.concatenate([self.keep[:0], *(self.keep[positions[i] : positions[i + 1]] for i in rows)]),
         )
 
     def __iter__(self) -> Iterator[Tokens]:
@@ -198,6 +224,8 @@ def concatenate(parts: Sequence[Tokens]) -> Tokens:
     if len(models) != 1:
         raise ConfigError(f"expected tokens of one model, got {len(models)}")
     lengths = np.concatenate([np.diff(part.offsets) for part in parts])
+    # A selection is known of all images or of none.
+    kept = [part.keep for part in parts if len(part)]
     return replace(
         parts[0],
         ids=np.concatenate([part.ids for part in parts]),
@@ -205,4 +233,5 @@ def concatenate(parts: Sequence[Tokens]) -> Tokens:
         grids=np.concatenate([part.grids for part in parts]),
         sizes=np.concatenate([part.sizes for part in parts]),
         keys=tuple(key for part in parts for key in part.keys),
+        keep=np.concatenate(kept) if kept and all(keep.size for keep in kept) else np.zeros(0, np.bool_),
     )

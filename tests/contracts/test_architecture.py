@@ -12,7 +12,10 @@ PACKAGE = ROOT / "vqtok"
 FLOORS = [
     {"__main__", "cli"},
     {"dataset", "training", "evaluation"},
-    {"loading", "tokenizer", "streaming", "identity", "dynamic", "presets", "architecture", "store", "adapters"},
+    {
+        *("loading", "image_tokenizer", "tokenizer", "hierarchy", "dynamic", "tiling", "streaming", "identity"),
+        *("presets", "architecture", "store", "adapters"),
+    },
     {"networks", "quantizers", "losses"},
     {"ops", "images"},
     {"types", "errors"},

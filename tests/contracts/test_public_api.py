@@ -14,20 +14,22 @@ import vqtok.benchmarks
 PUBLIC = {
     "EmaQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2', *, decay: 'float' = 0.99, "
     "epsilon: 'float' = 1e-05, revive_below: 'float' = 0.0, kmeans_iterations: 'int' = 0) -> 'None'",
+    "ImageTokenizer": None,
     "PreprocessSpec": None,
     "Quantized": "(vectors: 'Tensor', codes: 'Tensor', losses: 'Mapping[str, Tensor]') -> None",
     "Quantizer": None,
-    "Reconstruction": "(pixels: 'Tensor', quantized: 'Quantized') -> None",
+    "Reconstruction": "(pixels: 'Tensor', quantized: 'Quantized', "
+    "statistics: 'Mapping[str, Tensor]' = <factory>) -> None",
     "TokenGrid": "(ids: 'Tensor', vocab_size: 'int') -> None",
     "TokenRuns": "(ids: 'Tensor', lengths: 'Tensor', vocab_size: 'int') -> None",
     "Tokenizer": "(encoder: 'nn.Module', quantizer: 'Quantizer', decoder: 'nn.Module', "
-    "preprocess: 'PreprocessSpec') -> 'None'",
+    "preprocess: 'PreprocessSpec', output: 'Output' = 'pixels') -> 'None'",
     "Tokens": None,
     "VectorQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2') -> 'None'",
     "VqtokError": None,
-    "build": "(preset: 'str', **options: 'Any') -> 'Tokenizer'",
+    "build": "(preset: 'str', **options: 'Any') -> 'ImageTokenizer'",
     "load": "(model: 'str | os.PathLike[str] | None' = None, *, device: 'str | torch.device' = 'cpu', "
-    "precision: 'Precision' = 'float32') -> 'Tokenizer'",
+    "precision: 'Precision' = 'float32') -> 'ImageTokenizer'",
     "load_tokens": "(path: '_PathLike') -> 'Tokens'",
     "ops": None,
     "save_tokens": None,

@@ -10,6 +10,7 @@ import pickle
 import struct
 import tracemalloc
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,14 @@ def put(name, value, label=None):
     def change(arrays, _):
         kind = label or arrays[name][0]
         arrays[name] = (kind, np.array(value, CODES.get(kind, "u1")))
+
+    return change
+
+
+def keeping(packed):
+    def change(arrays, header):
+        put("keep", packed, "U8")(arrays, header)
+        header["layout"] = "runs"
 
     return change
 
@@ -237,7 +246,11 @@ KINDS = {
     "counts_absent": changed(say(counts={})),
     "layout_lies": changed(say(layout="runs")),
     "layout_unknown": changed(say(layout="free")),
-    "layout_of_keep": changed(put("keep", [1], "U8")),
+    "layout_of_keep": changed(put("keep", [0b11111111], "U8")),
+    "keep_absent": changed(say(layout="runs")),
+    "keep_empty": changed(keeping([])),
+    "keep_long": changed(keeping([0b11111111, 0])),
+    "keep_of_other_lengths": changed(keeping([0b11111110])),
     "grid_smaller_than_span": changed(put("grid", [[1, 2, 1], [2, 1, 1], [1, 1, 3]])),
     "grid_larger_than_span": changed(put("grid", [[1, 2, 3], [2, 1, 1], [1, 1, 3]])),
     "fingerprint_text": changed(say(fingerprints={"codebook": "", "model": "mine", "preprocess": ""})),
@@ -314,7 +327,8 @@ def test_every_flipped_bit_is_found():
 
 
 def test_flipped_bits_of_optional_tensors_are_found():
-    good = tokens_to_bytes(TOKENS, source_sha256=np.ones((3, 32), np.uint8), keep=np.ones(2, np.uint8))
+    kept = replace(TOKENS, keep=np.ones(8, np.bool_))
+    good = tokens_to_bytes(kept, source_sha256=np.ones((3, 32), np.uint8))
     rng = np.random.default_rng(7)
     for position in rng.choice(len(good) * 8, 2000, replace=False).tolist():
         data = bytearray(good)

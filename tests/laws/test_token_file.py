@@ -22,7 +22,7 @@ from vqtok.store import (
     tokens_from_bytes,
     tokens_to_bytes,
 )
-from vqtok.types import Tokens
+from vqtok.types import Tokens, concatenate
 
 HEX = "0123456789abcdef" * 4
 RECORD = {
@@ -106,7 +106,8 @@ def test_bytes_do_not_depend_on_the_process(tmp_path):
 def test_any_safetensors_reader_opens_it(tmp_path):
     path = tmp_path / "a.vqt"
     hashes = np.arange(96, dtype=np.uint8).reshape(3, 32)
-    save_tokens(path, replace(SMALL, record=RECORD), source_sha256=hashes, keep=np.arange(5, dtype=np.uint8))
+    kept = replace(SMALL, record=RECORD, keep=np.ones(int(SMALL.grids[:, 1:].prod(axis=1).sum()), np.bool_))
+    save_tokens(path, kept, source_sha256=hashes)
     with safe_open(path, framework="np") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}
         metadata = file.metadata()
@@ -119,7 +120,7 @@ def test_any_safetensors_reader_opens_it(tmp_path):
         "keys": ("uint8", (21,)),
         "key_offsets": ("uint64", (4,)),
         "source_sha256": ("uint8", (3, 32)),
-        "keep": ("uint8", (5,)),
+        "keep": ("uint8", (2,)),
     }
     assert {name: (str(array.dtype), array.shape) for name, array in arrays.items()} == profile
     np.testing.assert_array_equal(arrays["tokens"], SMALL.ids)
@@ -153,8 +154,33 @@ def test_header_and_extras_come_back(tmp_path):
     assert header.record() == {**RECORD, "fingerprints": {**RECORD["fingerprints"], "model": HEX}}
     file = read_token_file(path)
     np.testing.assert_array_equal(file.source_sha256, hashes)
-    assert file.keep.shape == (0,)
+    assert file.tokens.keep.shape == (0,)
     assert_same(load_tokens(path), replace(SMALL, fingerprint=HEX))
+
+
+def test_what_a_dynamic_tokenizer_kept_comes_back_and_is_sliced_and_joined(tmp_path):
+    keep = np.array([1, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1], np.bool_)  # of 2 x 3, 1 x 2 and 3 x 1 positions
+    tokens = Tokens(
+        ids=np.arange(5),
+        offsets=np.array([0, 3, 4, 5]),
+        grids=np.array([[1, 2, 3], [1, 1, 2], [1, 3, 1]]),
+        sizes=np.full((3, 2), 8),
+        vocab_size=8,
+        keys=("a", "b", "c"),
+        fingerprint="",
+        keep=keep,
+    )
+    save_tokens(tmp_path / "a.vqt", tokens)
+    came = load_tokens(tmp_path / "a.vqt")
+    assert_same(came, tokens)
+    assert read_header(tmp_path / "a.vqt").layout == "runs"
+    for both in (came, concatenate([came[:2], came[2:]])):
+        np.testing.assert_array_equal(both.keep, keep)
+    np.testing.assert_array_equal(came[1].keep, keep[6:8])
+    np.testing.assert_array_equal(came[1:].keep, keep[6:])
+    for wrong in (keep[:-1], ~keep, keep.astype(np.uint8)):
+        with pytest.raises(ConfigError, match=r"Tokens\.keep"):
+            replace(tokens, keep=wrong)
 
 
 def test_loaded_arrays_are_the_callers_own():
@@ -202,7 +228,6 @@ def test_tokens_that_break_a_promise_are_not_written(name, tmp_path):
 BAD_ARGUMENTS = {
     "source_dtype": {"source_sha256": np.zeros((3, 32))},
     "source_shape": {"source_sha256": np.zeros((2, 32), np.uint8)},
-    "keep_shape": {"keep": np.zeros((3, 2), np.uint8)},
 }
 
 

@@ -17,7 +17,7 @@ import click
 from vqtok.errors import ConfigError, OutputError, escape
 
 if TYPE_CHECKING:
-    from vqtok.tokenizer import Tokenizer
+    from vqtok.image_tokenizer import ImageTokenizer
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -39,7 +39,7 @@ def model(function: F) -> F:
     return function
 
 
-def load_model(model: str | None, device: str, precision: str) -> Tokenizer:
+def load_model(model: str | None, device: str, precision: str) -> ImageTokenizer:
     """Load the model that the options name."""
     import torch
 

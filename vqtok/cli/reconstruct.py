@@ -12,8 +12,8 @@ from vqtok.cli import options
 from vqtok.cli.inputs import expand
 
 if TYPE_CHECKING:
+    from vqtok.image_tokenizer import ImageTokenizer
     from vqtok.images import RGB
-    from vqtok.tokenizer import Tokenizer
 
 Numbers = dict[str, Any]
 
@@ -68,7 +68,7 @@ def command(
         raise outcome
 
 
-def measure(tokenizer: Tokenizer, array: RGB) -> tuple[RGB, Numbers]:
+def measure(tokenizer: ImageTokenizer, array: RGB) -> tuple[RGB, Numbers]:
     """Return the reconstruction of uint8 [H, W, 3], and its numbers."""
     from vqtok import streaming
     from vqtok.evaluation.metrics import bits_per_pixel, psnr

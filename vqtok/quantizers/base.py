@@ -20,7 +20,9 @@ class Quantizer(nn.Module, ABC):
     In eval mode ``forward(x).vectors == decode(encode(x))`` bit for bit, nothing changes and nothing is random.
 
     Attributes:
-        dim: length of a vector.
+        dim: length of a vector, as ``decode`` gives it.
+        latent_dim: length of a latent, as ``encode`` takes it; that of a vector but for quantizers of logits.
+        codebooks: Q, codes a vector; codes are [...] when it is 1, [..., Q] otherwise.
         vocab_size: number of codes; ``encode`` gives 0..vocab_size-1.
         training_state: names of the buffers that only training reads; model folders leave them out.
 
@@ -32,7 +34,9 @@ class Quantizer(nn.Module, ABC):
     """
 
     dim: int
+    latent_dim: int
     vocab_size: int
+    codebooks: int = 1
     training_state: tuple[str, ...] = ()
 
     @abstractmethod

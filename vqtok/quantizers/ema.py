@@ -74,7 +74,8 @@ class EmaQuantizer(Quantizer):
                 "expected epsilon, revive_below and kmeans_iterations of at least 0, "
                 f"got {epsilon}, {revive_below} and {kmeans_iterations}"
             )
-        self.dim, self.vocab_size = dim, vocab_size
+        self.dim = self.latent_dim = dim
+        self.vocab_size = vocab_size
         self.metric: Metric = check_metric(metric)
         self.decay, self.epsilon = decay, epsilon
         self.revive_below, self.kmeans_iterations = revive_below, kmeans_iterations

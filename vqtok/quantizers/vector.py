@@ -37,7 +37,8 @@ class VectorQuantizer(Quantizer):
     def __init__(self, dim: int, vocab_size: int, metric: Metric = "l2") -> None:
         super().__init__()
         check_space(dim, vocab_size)
-        self.dim, self.vocab_size = dim, vocab_size
+        self.dim = self.latent_dim = dim
+        self.vocab_size = vocab_size
         self.metric: Metric = check_metric(metric)
         self.codebook = nn.Parameter(torch.empty(vocab_size, dim).uniform_(-1 / vocab_size, 1 / vocab_size))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -39,31 +39,31 @@ class TokenFile:
         tokens: the tokens of n images.
         header: what the file says of itself.
         source_sha256: uint8 [n, 32], hash of each image's file, or [0, 32] when the file has none.
-        keep: uint8 [*], packed selection of a dynamic tokenizer, carried through as it is; [0] when there is none.
     """
 
     tokens: Tokens
     header: TokenHeader
     source_sha256: _Bytes
-    keep: _Bytes
 
 
-def pack(tokens: Tokens, source_sha256: _Bytes | None, keep: _Bytes | None) -> list[memoryview]:
+def pack(tokens: Tokens, source_sha256: _Bytes | None) -> list[memoryview]:
     """Return the pieces of a token file; ConfigError when the tokens break a promise of the format."""
     if not 1 <= tokens.vocab_size <= _MAX_CODES:
         raise ConfigError(f"expected a vocab_size of 1..{_MAX_CODES}, got {tokens.vocab_size}")
     if not _has_extent(tokens):
         raise ConfigError("expected Tokens.grids and Tokens.sizes of at least 1, got 0")
     arrays = _required_arrays(tokens)
-    layout = _layout(tokens.offsets, arrays["grid"], dynamic=keep is not None)
+    layout = _layout(tokens.offsets, arrays["grid"], dynamic=tokens.keep.size > 0)
     if not layout:
         raise ConfigError("expected at most Q * h * w tokens an image, got more: check Tokens.grids and Tokens.offsets")
-    for name, array, shape in (("source_sha256", source_sha256, (len(tokens), 32)), ("keep", keep, None)):
-        if array is None:
-            continue
-        if array.dtype != np.uint8 or (array.shape != shape if shape else array.ndim != 1):
-            raise ConfigError(f"expected {name} as uint8 {shape or '[*]'}, got {array.dtype} {array.shape}")
-        arrays[name] = array
+    if source_sha256 is not None:
+        if source_sha256.dtype != np.uint8 or source_sha256.shape != (len(tokens), 32):
+            raise ConfigError(
+                f"expected source_sha256 as uint8 [{len(tokens)}, 32], got {source_sha256.dtype} {source_sha256.shape}"
+            )
+        arrays["source_sha256"] = source_sha256
+    if tokens.keep.size:
+        arrays["keep"] = np.packbits(tokens.keep)
     counts = {"images": len(tokens), "tokens": int(tokens.ids.size)}
     text = header_json(tokens.record, tokens.fingerprint, counts, int(tokens.vocab_size), layout)
     pieces = safetensors.serialize(arrays, {"vqt.version": VERSION, "vqt.header": text}, CHECKSUM)
@@ -93,8 +93,8 @@ def unpack(data: memoryview) -> TokenFile:
     _check_profile(container, header)
     arrays = {name: safetensors.view(container, name, buffer) for name in container.tensors}
     tokens = _checked_tokens(arrays, header)
-    source, keep = arrays.get("source_sha256", np.empty((0, 32), np.uint8)), arrays.get("keep", np.empty(0, np.uint8))
-    return TokenFile(tokens, header, cast(_Bytes, source.copy()), cast(_Bytes, keep.copy()))
+    source = arrays.get("source_sha256", np.empty((0, 32), np.uint8))
+    return TokenFile(tokens, header, cast(_Bytes, source.copy()))
 
 
 def _required_arrays(tokens: Tokens) -> dict[str, _Array]:
@@ -138,7 +138,19 @@ def _checked_tokens(arrays: Mapping[str, _Array], header: TokenHeader) -> Tokens
         raise IntegrityError(
             f"expected the stored crc32 of image {tokens.keys[wrong[0]]!r}, but its tokens have another"
         )
-    return tokens
+    return _with_keep(tokens, cast(_Bytes, arrays["keep"])) if "keep" in arrays else tokens
+
+
+def _with_keep(tokens: Tokens, packed: _Bytes) -> Tokens:
+    """Return the tokens with the positions that were kept: a bit each, the first of a byte is its highest."""
+    positions = int(tokens.grids[:, 1:].prod(axis=1).sum())
+    keep = np.unpackbits(packed)
+    if packed.size != -(-positions // 8) or keep[positions:].any() or not positions:
+        raise IntegrityError(f"expected 'keep' with a bit for each of {positions} positions, got {packed.size} bytes")
+    try:
+        return replace(tokens, keep=keep[:positions].astype(np.bool_))
+    except ConfigError as error:
+        raise IntegrityError(str(error)) from None
 
 
 def _check_metadata(container: safetensors.Header, raw: bytes, buffer: memoryview) -> None:

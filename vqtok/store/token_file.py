@@ -24,7 +24,6 @@ def save_tokens(
     tokens: Tokens,
     *,
     source_sha256: npt.NDArray[np.uint8] | None = None,
-    keep: npt.NDArray[np.uint8] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a token file; afterwards it is whole, durable and proven readable. Equal content gives equal bytes.
@@ -34,7 +33,6 @@ def save_tokens(
         tokens: tokens of n images; keys must be unique, and no image may have more than Q * h * w tokens. Their
             ``record`` may hold ``fingerprints`` (sha256 by name), ``execution`` (any JSON) and ``created_by`` (text).
         source_sha256: uint8 [n, 32], hash of each image's file.
-        keep: uint8 [*], packed selection of a dynamic tokenizer.
         overwrite: replace a file that exists.
 
     Raises:
@@ -48,7 +46,7 @@ def save_tokens(
     >>> load_tokens(path).ids.tolist(), read_header(path).layout
     ([0, 1, 2, 3], 'grid')
     """
-    pieces = token_codec.pack(tokens, source_sha256, keep)
+    pieces = token_codec.pack(tokens, source_sha256)
     expected = token_codec.checksum_of(pieces)
 
     def verify(written: Path) -> None:
@@ -96,14 +94,9 @@ def read_token_file(path: _PathLike) -> TokenFile:
             raise IntegrityError(f"{os.fspath(path)!r}: {error}; copy the file again, or make it again") from error
 
 
-def tokens_to_bytes(
-    tokens: Tokens,
-    *,
-    source_sha256: npt.NDArray[np.uint8] | None = None,
-    keep: npt.NDArray[np.uint8] | None = None,
-) -> bytes:
+def tokens_to_bytes(tokens: Tokens, *, source_sha256: npt.NDArray[np.uint8] | None = None) -> bytes:
     """Return the bytes that `save_tokens` writes, for pipes; same arguments, same ConfigError."""
-    return b"".join(token_codec.pack(tokens, source_sha256, keep))
+    return b"".join(token_codec.pack(tokens, source_sha256))
 
 
 def tokens_from_bytes(data: bytes | bytearray | memoryview) -> Tokens:

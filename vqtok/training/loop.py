@@ -19,9 +19,10 @@ from tqdm import tqdm
 from vqtok import images, streaming
 from vqtok.errors import ConfigError
 from vqtok.evaluation.metrics import psnr
+from vqtok.image_tokenizer import Precision
 from vqtok.quantizers import EmaQuantizer
 from vqtok.quantizers.base import effective_latents
-from vqtok.tokenizer import Precision, Tokenizer
+from vqtok.tokenizer import Tokenizer
 from vqtok.training.crops import PhotoCrops
 
 

@@ -1,0 +1,20 @@
+"""What a model is, as data: the sections of ``config.json`` and the closed tables from section to class.
+
+A configuration can only name what stands in this package; nothing in it is an import path.
+"""
+
+from vqtok.architecture.models import FORMAT as FORMAT
+from vqtok.architecture.models import Architecture as Architecture
+from vqtok.architecture.models import ModelCard as ModelCard
+from vqtok.architecture.models import override as override
+from vqtok.architecture.networks import DECODERS as DECODERS
+from vqtok.architecture.networks import ENCODERS as ENCODERS
+from vqtok.architecture.networks import ConvNetwork as ConvNetwork
+from vqtok.architecture.networks import SmallNetwork as SmallNetwork
+from vqtok.architecture.quantizers import EmaQuantizerSection as EmaQuantizerSection
+from vqtok.architecture.quantizers import VectorQuantizerSection as VectorQuantizerSection
+from vqtok.architecture.quantizers import build_quantizer as build_quantizer
+from vqtok.architecture.section import Section as Section
+from vqtok.architecture.section import arguments as arguments
+from vqtok.architecture.section import described as described
+from vqtok.architecture.section import read_section as read_section

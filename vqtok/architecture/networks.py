@@ -1,0 +1,63 @@
+"""Sections of encoders and decoders, and the closed table from section to class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+from typing_extensions import Self
+
+from vqtok.architecture.section import Blocks, Section, Width
+from vqtok.networks import ConvDecoder, ConvEncoder, SmallDecoder, SmallEncoder
+
+
+class SmallNetwork(Section):
+    """Arguments of `SmallEncoder` and `SmallDecoder`."""
+
+    type: Literal["small"] = "small"
+    channels: Annotated[tuple[Width, ...], Field(max_length=16)]
+    residual_blocks: tuple[Blocks, ...]
+    residual_ratio: Annotated[float, Field(gt=0, le=4)] = 0.5
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse lists of different lengths."""
+        if not len(self.channels) == len(self.residual_blocks) > 0:
+            raise ValueError("expected channels and residual_blocks of one length, at least 1")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return 2 ** len(self.channels)
+
+
+class ConvNetwork(Section):
+    """Arguments of `ConvEncoder` and `ConvDecoder`."""
+
+    type: Literal["conv"] = "conv"
+    channels: Annotated[int, Field(ge=32, le=1 << 12, multiple_of=32)] = 128
+    multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(max_length=16)]
+    residual_blocks: Annotated[Blocks, Field(ge=1)] = 2
+    attention_levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=16)]
+    z_channels: Width = 256
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse attention where there is no level."""
+        if not self.multipliers or any(level >= len(self.multipliers) for level in self.attention_levels):
+            raise ValueError("expected at least one multiplier, and attention_levels below the number of multipliers")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+Network = Annotated[SmallNetwork | ConvNetwork, Field(discriminator="type")]
+
+ENCODERS: dict[str, Callable[..., nn.Module]] = {"small": SmallEncoder, "conv": ConvEncoder}
+DECODERS: dict[str, Callable[..., nn.Module]] = {"small": SmallDecoder, "conv": ConvDecoder}
