@@ -4,3 +4,5 @@ from vqtok.networks.conv import ConvDecoder as ConvDecoder
 from vqtok.networks.conv import ConvEncoder as ConvEncoder
 from vqtok.networks.small import SmallDecoder as SmallDecoder
 from vqtok.networks.small import SmallEncoder as SmallEncoder
+from vqtok.networks.vit import VitDecoder as VitDecoder
+from vqtok.networks.vit import VitEncoder as VitEncoder
