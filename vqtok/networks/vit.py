@@ -1,4 +1,4 @@
-"""The transformer encoder and decoder of ViT-VQGAN (Yu et al. 2021, section 3.1): a token is a patch that saw all others.
+"""The transformer encoder and decoder of ViT-VQGAN (Yu et al. 2021, section 3.1): a token is a patch that saw all.
 
 Published checkpoints have tanh inside every block and plain linear outputs; the paper has one tanh hidden layer at the
 outputs. Both are arguments here: ``activation`` and ``tanh_head``.
@@ -120,7 +120,7 @@ class VitEncoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_width, head_dim, activation) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = _head(width, tanh_head)
-        self.to_latents = nn.Linear(width if tanh_head is None else tanh_head, dim)
+        self.to_latents = nn.Linear(_head_width(width, tanh_head), dim)
         self.apply(_initialize)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -173,7 +173,9 @@ class VitDecoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_width, head_dim, activation) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = _head(width, tanh_head)
-        self.to_pixels = nn.ConvTranspose2d(width if tanh_head is None else tanh_head, out_channels, patch, stride=patch)
+        self.to_pixels = nn.ConvTranspose2d(
+            width if tanh_head is None else tanh_head, out_channels, patch, stride=patch
+        )
         self.apply(_initialize)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -196,6 +198,10 @@ def _positions(kind: PositionKind, grid: tuple[int, int] | None, width: int) -> 
 
 def _head(width: int, hidden: int | None) -> nn.Module:
     return nn.Identity() if hidden is None else nn.Sequential(nn.Linear(width, hidden), nn.Tanh())
+
+
+def _head_width(width: int, hidden: int | None) -> int:
+    return width if hidden is None else hidden
 
 
 def _initialize(module: nn.Module) -> None:
