@@ -334,3 +334,15 @@ def test_refusals_say_what_was_expected():
             attend(x, x, x, 2, mask, is_causal=causal)
     with pytest.raises(ConfigError, match="tanh, gelu"):
         Mlp(4, 8, "silu")
+
+
+def test_weights_start_as_glorots_with_a_patch_as_one_vector_and_biases_at_zero():
+    for network, name, fans in (
+        (VitEncoder(**SIZES), "from_pixels", 3 * 16 + 16),
+        (VitDecoder(**SIZES), "to_pixels", 3 * 16 + 16),
+        (VitEncoder(**SIZES), "blocks.0.mlp.to_hidden", 16 + 24),
+    ):
+        layer = network.get_submodule(name)
+        bound = math.sqrt(6 / fans)
+        assert 0.9 * bound < layer.weight.abs().max() <= bound
+        assert not layer.bias.any()

@@ -100,7 +100,7 @@ def adaptive_weight(nll: Tensor, generator_loss: Tensor, last_layer: Tensor) -> 
         torch.linalg.vector_norm(at_least_float32(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]))
         for loss in (nll, generator_loss)
     ]
-    return 0.8 * (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4).detach()
+    return 0.8 * (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4)
 
 
 def r1_penalty(discriminator: Callable[[Tensor], Tensor], pixels: Tensor) -> Tensor:
@@ -164,8 +164,7 @@ class LeCam(nn.Module):
         before = torch.where(self.started, torch.stack([self.real_mean, self.fake_mean]), now)
         penalty = (real - before[1]).relu().square().mean() + (before[0] - fake).relu().square().mean()
         if self.training:
-            after = self.decay * before + (1 - self.decay) * now
-            self.real_mean, self.fake_mean = after[0].clone(), after[1].clone()  # storages of their own, to be saved
+            self.real_mean, self.fake_mean = (self.decay * before + (1 - self.decay) * now).unbind()
             self.started = torch.ones_like(self.started)
         return penalty
 
