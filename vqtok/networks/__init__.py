@@ -2,6 +2,9 @@
 
 from vqtok.networks.conv import ConvDecoder as ConvDecoder
 from vqtok.networks.conv import ConvEncoder as ConvEncoder
+from vqtok.networks.dvae import DvaeDecoder as DvaeDecoder
+from vqtok.networks.dvae import DvaeEncoder as DvaeEncoder
 from vqtok.networks.reach import reach as reach
 from vqtok.networks.small import SmallDecoder as SmallDecoder
 from vqtok.networks.small import SmallEncoder as SmallEncoder
+from vqtok.networks.vqvae2 import Vqvae2Network as Vqvae2Network
