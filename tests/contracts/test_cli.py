@@ -287,7 +287,7 @@ def test_inspect_says_what_is_there_and_draws_it(tmp_path):
     drawn = np.asarray(Image.open(tmp_path / "map.png"))
     tokens = vqtok.load_tokens(tmp_path / "a.vqt")
     found = {tuple(x) for x in drawn.reshape(-1, 3)}
-    from vqtok.evaluation.pictures import code_colours
+    from vqtok.evaluation.colours import code_colours
 
     assert {tuple(x) for x in code_colours(tokens.ids)} <= found
     text = run("inspect", "a.vqt", cwd=tmp_path).stdout.decode()
