@@ -9,6 +9,7 @@ from vqtok.architecture.models import ModelCard as ModelCard
 from vqtok.architecture.models import override as override
 from vqtok.architecture.networks import DECODERS as DECODERS
 from vqtok.architecture.networks import ENCODERS as ENCODERS
+from vqtok.architecture.networks import AbsentNetwork as AbsentNetwork
 from vqtok.architecture.networks import ConvNetwork as ConvNetwork
 from vqtok.architecture.networks import SmallNetwork as SmallNetwork
 from vqtok.architecture.quantizers import EmaQuantizerSection as EmaQuantizerSection

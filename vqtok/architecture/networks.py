@@ -10,7 +10,7 @@ from torch import nn
 from typing_extensions import Self
 
 from vqtok.architecture.section import Blocks, Section, Width
-from vqtok.networks import ConvDecoder, ConvEncoder, SmallDecoder, SmallEncoder
+from vqtok.networks import AbsentDecoder, ConvDecoder, ConvEncoder, SmallDecoder, SmallEncoder
 
 
 class SmallNetwork(Section):
@@ -38,15 +38,20 @@ class ConvNetwork(Section):
     """Arguments of `ConvEncoder` and `ConvDecoder`."""
 
     type: Literal["conv"] = "conv"
-    channels: Annotated[int, Field(ge=32, le=1 << 12, multiple_of=32)] = 128
+    channels: Annotated[int, Field(ge=1, le=1 << 12)] = 128
     multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(max_length=16)]
     residual_blocks: Annotated[Blocks, Field(ge=1)] = 2
     attention_levels: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=16)]
     z_channels: Width = 256
+    groups: Width = 32
+    middle_attention: bool = True
+    stem: Annotated[int, Field(ge=1, le=64)] = 1
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        """Refuse attention where there is no level."""
+        """Refuse attention where there is no level, and widths that cannot be cut into groups."""
+        if self.channels % self.groups:
+            raise ValueError(f"expected channels to be a multiple of groups ({self.groups}), got {self.channels}")
         if not self.multipliers or any(level >= len(self.multipliers) for level in self.attention_levels):
             raise ValueError("expected at least one multiplier, and attention_levels below the number of multipliers")
         return self
@@ -57,7 +62,19 @@ class ConvNetwork(Section):
         return 2 ** (len(self.multipliers) - 1)
 
 
-Network = Annotated[SmallNetwork | ConvNetwork, Field(discriminator="type")]
+class AbsentNetwork(Section):
+    """Arguments of `AbsentDecoder`."""
+
+    type: Literal["absent"] = "absent"
+    z_channels: Width
+    factor: Width
+
+
+Network = Annotated[SmallNetwork | ConvNetwork | AbsentNetwork, Field(discriminator="type")]
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {"small": SmallEncoder, "conv": ConvEncoder}
-DECODERS: dict[str, Callable[..., nn.Module]] = {"small": SmallDecoder, "conv": ConvDecoder}
+DECODERS: dict[str, Callable[..., nn.Module]] = {
+    "small": SmallDecoder,
+    "conv": ConvDecoder,
+    "absent": AbsentDecoder,
+}

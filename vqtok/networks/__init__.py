@@ -1,5 +1,6 @@
 """Encoders and decoders: pixels [B, 3, H, W] to latents [B, D, h, w] and back. They know no quantizer."""
 
+from vqtok.networks.conv import AbsentDecoder as AbsentDecoder
 from vqtok.networks.conv import ConvDecoder as ConvDecoder
 from vqtok.networks.conv import ConvEncoder as ConvEncoder
 from vqtok.networks.discriminators import PatchDiscriminator as PatchDiscriminator
