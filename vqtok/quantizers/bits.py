@@ -33,7 +33,7 @@ def unpack_bits(codes: Tensor, count: int, endian: Endian) -> Tensor:
 
 def signs(bits: Tensor, size: float) -> Tensor:
     """Return float32 [..., B]: ``size`` where a bit is set, else ``-size``."""
-    return torch.where(bits, size, -size).float()
+    return torch.where(bits, 1.0, -1.0).float() * size
 
 
 def sample_entropy(logits: Tensor) -> Tensor:
