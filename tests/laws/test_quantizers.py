@@ -118,10 +118,11 @@ def test_torchs_default_dtype_does_not_reach_the_codes(make, default_dtype):
     out = quantizer.train()(torch.randn(300, quantizer.latent_dim, dtype=torch.float32))
     assert torch.equal(out.codes, out.codes.clamp(0, quantizer.vocab_size - 1))
     assert all(x.isfinite().all() for x in quantizer.state_dict().values())
-    assert torch.equal(
-        quantizer.eval()(out.vectors.new_ones(2, quantizer.latent_dim)).codes[0],
-        quantizer.encode(torch.ones(quantizer.latent_dim, dtype=torch.float32)),
-    )
+    found = quantizer.eval().decode(out.codes)
+    torch.set_default_dtype(torch.float32)
+    expected = quantizer.decode(out.codes)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
 
 
 @every_quantizer
@@ -186,10 +187,12 @@ def test_latents_of_another_space_are_refused(make):
 
 
 @every_quantizer
-def test_gradients_are_finite_even_where_every_probability_is_certain(make):
+@pytest.mark.parametrize("size", [1e4, 0.0], ids=["certain", "even"])
+def test_losses_and_gradients_are_finite_where_every_probability_is_certain_or_none(make, size):
     quantizer = make().train()
-    latents = torch.cat([1e4 * latents_of(quantizer, 40), torch.zeros(2, quantizer.latent_dim)]).requires_grad_()
+    latents = (size * latents_of(quantizer, 40)).requires_grad_()
     out = quantizer(latents)
+    assert all(loss.isfinite() for loss in out.losses.values())
     (out.vectors.sum() + sum(out.losses.values())).backward()
     assert latents.grad.isfinite().all()
     assert all(x.grad is None or x.grad.isfinite().all() for x in quantizer.parameters())

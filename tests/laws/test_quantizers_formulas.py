@@ -151,6 +151,18 @@ def test_gumbel_takes_the_lowest_of_equal_logits():
     assert direct.encode(torch.tensor([[1.0, 2.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]])).tolist() == [1, 0]
 
 
+def test_gumbel_chooses_as_encode_does_even_where_rounding_decides():
+    quantizer = GumbelQuantizer(6, 31, 4).eval()
+    with torch.no_grad():  # rows that differ by little, so that a logit rounded otherwise finds another
+        quantizer.proj.weight.copy_(torch.randn(6) + 1e-7 * torch.randn(31, 6))
+        quantizer.proj.bias.fill_(0.3)
+    latents = torch.randn(4000, 6)
+    codes = quantizer.encode(latents)
+    assert torch.equal(quantizer(latents).codes, codes)
+    assert torch.equal(torch.cat([quantizer(x).codes for x in latents.split(7)]), codes)
+    assert len(codes.unique()) > 10
+
+
 def test_gumbel_draws_codes_by_their_probability_whatever_the_temperature():
     logits = torch.tensor([0.0, 1.0, -1.0, 2.0])
     for temperature in (0.1, 5.0):

@@ -235,10 +235,11 @@ def test_two_processes_hold_one_codebook_and_learn_what_one_learns_on_the_joined
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     address = f"file://{tmp_path / 'rendezvous'}"
-    ranks = [context.Process(target=_learn_in_a_rank, args=(r, address, batches, results)) for r in range(2)]
+    arguments = [(rank, address, batches, results) for rank in range(2)]
+    ranks = [context.Process(target=_learn_in_a_rank, args=args, daemon=True) for args in arguments]
     for rank in ranks:
         rank.start()
-    found = dict(results.get(timeout=100) for _ in ranks)
+    found = dict(results.get(timeout=60) for _ in ranks)  # ranks that disagree wait for each other
     for rank in ranks:
         rank.join()
     for first, second in zip(found[0], found[1], strict=True):
