@@ -131,6 +131,10 @@ class ImageTokenizer(nn.Module, ABC):
                 for part in (batch.split(length) if len(batch) else [batch])
             ]
 
+    def in_equal_pieces(self, function: Callable[[Tensor], Tensor], batch: Tensor, pixels_each: int) -> Tensor:
+        """Return what a function of rows gives of a batch, in micro-batches."""
+        return torch.cat(self.in_micro_batches(lambda x, count: function(x)[:count], batch, pixels_each))
+
     def micro_batch(self, pixels_each: int) -> int:
         """Return how many images of that many pixels go through the networks at once on this device."""
         return max(1, MICRO_BATCH_PIXELS.get(self.device.type, MICRO_BATCH_PIXELS["cuda"]) // max(1, pixels_each))
@@ -154,6 +158,8 @@ class ImageTokenizer(nn.Module, ABC):
             raise MismatchError(f"expected tokens of a vocabulary of {self.vocab_size}, got {vocab_size}")
         if ids.dtype != torch.int64:
             raise ConfigError(f"expected ids of int64, got {ids.dtype}")
+        if torch.compiler.is_compiling():
+            return  # a compiled function cannot look at values
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.vocab_size:
             raise ConfigError(f"expected ids in 0..{self.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}")
 
@@ -273,9 +279,14 @@ class ImageTokenizer(nn.Module, ABC):
                 # Libraries split their sums by it; a code may differ where two are nearly equally near.
                 "threads": torch.get_num_threads() if self.device.type == "cpu" else 0,
                 "micro_batch_pixels": MICRO_BATCH_PIXELS.get(self.device.type, MICRO_BATCH_PIXELS["cuda"]),
+                **self.options(),
             },
             "created_by": f"vqtok {version('vqtok')}",
         }
+
+    def options(self) -> dict[str, object]:
+        """Return what else a caller chose that codes depend on, for the record."""
+        return {}
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False, dtype: WeightDtype = "float32") -> None:
         """Write a model folder: ``config.json`` and ``model.safetensors``, atomically.

@@ -3,5 +3,6 @@
 from vqtok.networks.conv import AbsentDecoder as AbsentDecoder
 from vqtok.networks.conv import ConvDecoder as ConvDecoder
 from vqtok.networks.conv import ConvEncoder as ConvEncoder
+from vqtok.networks.reach import reach as reach
 from vqtok.networks.small import SmallDecoder as SmallDecoder
 from vqtok.networks.small import SmallEncoder as SmallEncoder

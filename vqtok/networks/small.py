@@ -63,6 +63,9 @@ class SmallEncoder(nn.Module):
             for (before, after), blocks in zip(pairwise((in_channels, *channels)), residual_blocks, strict=True)
         )
         self.conv_out = nn.Conv2d(channels[-1], dim, 1)
+        self.reach = 0  # see `vqtok.networks.reach`: each block adds a position, each halving doubles and adds one
+        for blocks in reversed(residual_blocks):
+            self.reach = 2 * (self.reach + blocks) + 1
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels [B, 3, H, W]; H and W are multiples of 2^L."""
@@ -98,6 +101,10 @@ class SmallDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(dim, channels[-1], 3, padding=1)
+        self.reach = 0
+        for blocks in residual_blocks:
+            self.reach = self.reach // 2 + 1 + blocks
+        self.reach += 1
         coarse_to_fine = tuple(reversed(channels))
         self.levels = nn.ModuleList(
             nn.Sequential(
