@@ -16,15 +16,25 @@ from vqtok.adapters.diffusers import DIFFUSERS_VQMODEL
 from vqtok.adapters.family import Family, Tensors
 from vqtok.adapters.files import find_parts
 from vqtok.adapters.llamagen import LLAMAGEN_VQ
+from vqtok.adapters.maskgit import MASKGIT_VQGAN
 from vqtok.adapters.rules import Shape
 from vqtok.adapters.taming import TAMING_VQGAN
 from vqtok.adapters.transformers import HF_CHAMELEON_VQ, HF_JANUS_VQ
+from vqtok.adapters.vit_vqgan import VIT_VQGAN
 from vqtok.architecture import ModelCard
 from vqtok.errors import ConfigError, MismatchError
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
-    for family in (TAMING_VQGAN, LLAMAGEN_VQ, HF_JANUS_VQ, DIFFUSERS_VQMODEL, HF_CHAMELEON_VQ)
+    for family in (
+        TAMING_VQGAN,
+        LLAMAGEN_VQ,
+        HF_JANUS_VQ,
+        DIFFUSERS_VQMODEL,
+        HF_CHAMELEON_VQ,
+        VIT_VQGAN,
+        MASKGIT_VQGAN,
+    )
 }
 
 
@@ -56,7 +66,9 @@ class ForeignModel:
         rules.check(self.family.rules, self._applied, expected, shapes)
         sources = self._applied.tensors
         return {
-            name: rules.changed(read_tensor(sources[name].name, self._entries[sources[name].name]), sources[name].change)
+            name: rules.changed(
+                read_tensor(sources[name].name, self._entries[sources[name].name]), sources[name].change
+            )
             for name in expected
         }
 

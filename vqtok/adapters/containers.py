@@ -149,8 +149,10 @@ def _read_member(path: Path, info: zipfile.ZipInfo | None, storage: Storage) -> 
         raise IntegrityError(f"{str(path)!r}: expected storage {escape(storage.key)!r}, but the archive is damaged")
     name_length, extra_length = struct.unpack("<HH", local[26:30])
     data = _bytes(path, info.header_offset + 30 + name_length + extra_length, size)
-    if zlib.crc32(data) != info.CRC:
-        raise IntegrityError(f"{str(path)!r}: storage {escape(storage.key)!r} has another checksum: the file is damaged")
+    if zlib.crc32(data.data) != info.CRC:
+        raise IntegrityError(
+            f"{str(path)!r}: storage {escape(storage.key)!r} has another checksum: the file is damaged"
+        )
     return data
 
 
@@ -210,7 +212,7 @@ def _children(node: dict[Any, Any] | list[Any] | tuple[Any, ...] | Inert) -> lis
 
 
 def _flattened(tree: object, read: _Reader) -> Entries:
-    """Return the tensors of a checkpoint by dotted name: its state dict, wherever publishers put it, or its module's."""
+    """Return a checkpoint's tensors by dotted name: of its state dict, wherever it lies, or its module."""
     found: Entries = {}
     for name, tensor in _tensors(_state(tree)):
         if name in found:

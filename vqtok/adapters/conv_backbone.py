@@ -136,7 +136,7 @@ def conv_facts(architecture: Architecture, stated: Facts) -> Facts:
     """Return what shapes say of a model, in the words that publishers' configurations are read in."""
     encoder = architecture.encoder
     if not isinstance(encoder, ConvNetwork):
-        raise TypeError("expected the convolutional backbone")
+        raise TypeError(f"expected the convolutional backbone, got {encoder.type!r}")
     widths = [encoder.channels * m for m in encoder.multipliers]
     stem = encoder.channels * encoder.stem
     return {
@@ -154,7 +154,7 @@ def conv_facts(architecture: Architecture, stated: Facts) -> Facts:
 
 
 def _resolutions(encoder: ConvNetwork, stated: Facts) -> list[int] | None:
-    """Return the image sizes at which there is attention, and those stated ones that no level has; None if not known."""
+    """Return the image sizes with attention, and the stated ones that no level has; None if nothing is stated."""
     resolution, named = stated.get("resolution"), stated.get("attention_resolutions")
     if not isinstance(resolution, int) or not isinstance(named, list):
         return None

@@ -27,23 +27,32 @@ def find_parts(path: Path, families: Iterable[Family]) -> Entries:
         InputError: there is nothing, or nothing of weights.
         ConfigError: several weights lie in the folder, none of which is known to be meant.
     """
-    folder = path if path.is_dir() else path.parent
-    for family in families:
-        for parts in family.parts:
-            whole = all((folder / name).is_file() for name in parts)
-            if whole and (path.is_dir() or any((folder / name) == path for name in parts)):
-                return join({prefix: read_entries(folder / name) for name, prefix in parts.items()})
+    if (parts := _parts(path, families)) is not None:
+        return parts
     if not path.is_dir():
-        return _sharded(path) if path.name.endswith(".index.json") else read_entries(path)
+        return _one(path)
     for name in (*_INDEXES, *_NAMES):
         if (path / name).is_file():
-            return _sharded(path / name) if name in _INDEXES else read_entries(path / name)
+            return _one(path / name)
     files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
     if len(files) > 1:
         raise ConfigError(f"expected one checkpoint in {str(path)!r}, got {_words(files)}: give the path of one")
     if not files:
         raise InputError(f"{str(path)!r}: expected a model folder or a checkpoint in it, found neither")
     return read_entries(files[0])
+
+
+def _parts(path: Path, families: Iterable[Family]) -> Entries | None:
+    """Return the tensors of a family's several files when all lie there, and the path is one of them or their folder."""
+    folder = path if path.is_dir() else path.parent
+    for parts in (parts for family in families for parts in family.parts):
+        if all((folder / name).is_file() for name in parts) and path in (folder, *(folder / name for name in parts)):
+            return join({prefix: read_entries(folder / name) for name, prefix in parts.items()})
+    return None
+
+
+def _one(path: Path) -> Entries:
+    return _sharded(path) if path.name.endswith(".index.json") else read_entries(path)
 
 
 def _sharded(index: Path) -> Entries:

@@ -74,8 +74,8 @@ class Drop:
 Rule: TypeAlias = Rename | Reshape | Drop
 
 
-# What a foreign tensor of two dimensions becomes: a 1x1 convolution's weight, or the transposed matrix.
-CHANGES = ("linear-to-conv", "transpose")
+# What a foreign tensor becomes: [O, I] a 1x1 convolution's weight; [A, B] its transposed; [1, ...] without that axis.
+CHANGES = ("linear-to-conv", "transpose", "first")
 
 
 class Source(NamedTuple):
@@ -111,7 +111,9 @@ def apply(rules: Sequence[Rule], shapes: Shapes) -> Applied:
             continue
         native = _filled(rule.native, values, counts)
         if native in tensors:
-            raise MismatchError(f"expected one tensor for {native!r}, got {tensors[native].name!r} and {escape(name)!r}")
+            raise MismatchError(
+                f"expected one tensor for {native!r}, got {tensors[native].name!r} and {escape(name)!r}"
+            )
         change = rule.change if isinstance(rule, Reshape) else ""
         tensors[native] = Source(name, changed_shape(shapes[name], change), change)
     return Applied(tensors, tuple(name for name, rule, _ in found if rule is None))
@@ -174,6 +176,8 @@ def check(rules: Sequence[Rule], applied: Applied, expected: Shapes, shapes: Sha
 
 def changed_shape(shape: Shape, change: str) -> Shape:
     """Return a foreign shape after a change; a shape that the change is not for stays, and will not fit."""
+    if change == "first":
+        return shape[1:] if shape[:1] == (1,) else shape
     if len(shape) != 2 or not change:
         return shape
     return shape[::-1] if change == "transpose" else (*shape, 1, 1)
@@ -183,6 +187,8 @@ def changed(tensor: Tensor, change: str) -> Tensor:
     """Return a foreign tensor after a change."""
     if change == "transpose":
         return tensor.T.contiguous()
+    if change == "first":
+        return tensor[0]
     return tensor[..., None, None] if change else tensor
 
 
@@ -190,6 +196,8 @@ def unchanged(tensor: Tensor, change: str) -> Tensor:
     """Return what `changed` was given; its inverse."""
     if change == "transpose":
         return tensor.T.contiguous()
+    if change == "first":
+        return tensor[None]
     return tensor[..., 0, 0] if change else tensor
 
 

@@ -1,6 +1,7 @@
 """taming-transformers' VQGAN (Esser et al. 2021), and latent-diffusion's first stages, which have the same layout.
 
-The publisher's ``legacy`` puts beta on the codebook term: to train on as it did, weigh ``codebook`` 0.25, ``commitment`` 1.
+The publisher's ``legacy`` puts beta on the codebook term: to train on as it did, weigh ``codebook`` 0.25 and
+``commitment`` 1.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ WORDS = {
     "embed_dim": "dim",
     "n_embed": "vocab_size",
 }
-MARKS = ("encoder.down.0.block.0.conv1.weight", "decoder.up.0.block.0.conv1.weight", "quantize.embedding.weight")
+MARKS = (
+    "encoder.down.0.block.0.conv1.weight",
+    "decoder.up.0.block.0.conv1.weight",
+    "quantize.embedding.weight",
+    "quant_conv.weight",
+)
 RULES: tuple[Rule, ...] = (*named_levels("{level}"), *UNSEEN)
 
 
@@ -35,9 +41,7 @@ def _architecture(tensors: Tensors, stated: Facts, spec: PreprocessSpec) -> Arch
 
 def four_blocks_or_averages(shapes: Shapes) -> bool:
     """Tell whether names and shapes could be IBQ's as well: its models have four blocks, and averaged weights."""
-    blocks = max(
-        (int(name.split(".")[4]) for name in shapes if name.startswith("encoder.down.0.block.")), default=0
-    )
+    blocks = max((int(name.split(".")[4]) for name in shapes if name.startswith("encoder.down.0.block.")), default=0)
     return blocks == 3 or any(name.startswith("model_ema.") for name in shapes)
 
 

@@ -1,8 +1,8 @@
 """Pickles as data: a machine that builds tensors, plain containers and inert stand-ins, and calls nothing.
 
 Python's own unpickler imports what a file names and calls it. This one has no way to: a name stays a `Name`, and what a
-file calls is looked up in `CALLS`, whose functions are all in this module. A class whose package is in `STAND_INS` becomes
-an `Inert` that only collects what the file gives it. Every other name is refused, whatever would be done with it.
+file calls is looked up in `CALLS`, whose functions are all in this module. A class whose package is in `STAND_INS`
+becomes an `Inert` that only collects what the file gives it. Every other name is refused, whatever would be done with it.
 """
 
 from __future__ import annotations
@@ -81,6 +81,10 @@ class Inert:
     items: list[object] = field(default_factory=list)
 
 
+class _Damaged(Exception):
+    """What the machine says of a pickle that makes no sense; it becomes an IntegrityError."""
+
+
 _Stack: TypeAlias = list[Any]
 _MARK = object()
 
@@ -107,7 +111,7 @@ def unpickle(stream: IO[bytes] | bytes) -> object:
                 raise IntegrityError(f"expected a pickle of at most {_MAX_OPCODES} steps, got more")
             machine.step(opcode.name, argument)
         return machine.stack.pop()
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (_Damaged, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise IntegrityError(f"expected a pickle, but it is damaged: {escape(str(error))}") from None
 
 
@@ -134,14 +138,14 @@ class _Machine:
         while self.stack[at] is not _MARK:
             at -= 1
             if at < 0:
-                raise ValueError("a mark is missing")
+                raise _Damaged("a mark is missing")
         items = self.stack[at + 1 :]
         del self.stack[at:]
         return items
 
     def popped(self, count: int) -> _Stack:
         if len(self.stack) < count:
-            raise ValueError("the stack is too short")
+            raise _Damaged("the stack is too short")
         items = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
         return items
@@ -153,7 +157,7 @@ def _collect(target: Any, items: list[Any]) -> None:
     elif isinstance(target, Inert):
         target.items.extend(items)
     else:
-        raise ValueError(f"items for {type(target).__name__}")
+        raise _Damaged(f"items for {type(target).__name__}")
 
 
 def _set_items(target: Any, flat: list[Any]) -> None:
@@ -161,7 +165,7 @@ def _set_items(target: Any, flat: list[Any]) -> None:
         target.items.extend(flat)
         return
     if not isinstance(target, dict) or len(flat) % 2:
-        raise ValueError(f"entries for {type(target).__name__}")
+        raise _Damaged(f"entries for {type(target).__name__}")
     target.update(zip(flat[::2], flat[1::2], strict=True))
 
 
@@ -170,13 +174,13 @@ def _build(machine: _Machine, _: Any) -> None:
     if isinstance(target, Inert):
         target.state = state
     elif not isinstance(target, dict):  # of a dict's own attributes nothing is needed: state dicts keep versions there
-        raise ValueError(f"a state for {type(target).__name__}")
+        raise _Damaged(f"a state for {type(target).__name__}")
     machine.stack.append(target)
 
 
 def _name(module: Any, name: Any) -> Name:
     if not isinstance(module, str) or not isinstance(name, str):
-        raise ValueError("a name is no text")
+        raise _Damaged("a name is no text")
     found = Name(module, name)
     known = (
         found in CALLS
@@ -185,8 +189,9 @@ def _name(module: Any, name: Any) -> Name:
         or (found.module in ("torch", "torch.storage") and found.name in STORAGES)
     )
     if not known:
+        shown = escape(f"{found.module}.{found.name}")
         raise IntegrityError(
-            f"expected weights, but the file names {escape(f'{found.module}.{found.name}')}, which no checkpoint needs: "
+            f"expected weights, but the file names {shown}, which no checkpoint needs: "
             "refused, nothing of it was run. If you trust its author, ask for a plain state dict or safetensors"
         )
     return found
@@ -195,7 +200,7 @@ def _name(module: Any, name: Any) -> Name:
 def _call(machine: _Machine, _: Any) -> None:
     callee, arguments = machine.popped(2)
     if not isinstance(callee, Name) or not isinstance(arguments, tuple):
-        raise ValueError(f"a call of {type(callee).__name__}")
+        raise _Damaged(f"a call of {type(callee).__name__}")
     call = CALLS.get(callee)
     machine.stack.append(call(*arguments) if call else Inert(callee, arguments))
 
@@ -203,10 +208,10 @@ def _call(machine: _Machine, _: Any) -> None:
 def _persistent(machine: _Machine, _: Any) -> None:
     key = machine.stack.pop()
     if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] != "storage" or (len(key) == 6 and key[5]):
-        raise ValueError("a storage is described otherwise")
+        raise _Damaged("a storage is described otherwise")
     kind, name, length = key[1], key[2], key[4]
     if not isinstance(kind, Name) or kind.name not in STORAGES or not isinstance(name, str) or type(length) is not int:
-        raise ValueError("a storage is described otherwise")
+        raise _Damaged("a storage is described otherwise")
     machine.stack.append(Storage(name, STORAGES[kind.name], length))
 
 
@@ -214,9 +219,9 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stor
     """Check a view's bounds, and that no number is seen twice."""
     numbers = (offset, *shape, *stride)
     if not isinstance(storage, Storage) or any(type(x) is not int or x < 0 for x in numbers):
-        raise ValueError("a tensor is described otherwise")
+        raise _Damaged("a tensor is described otherwise")
     if len(shape) != len(stride) or len(shape) > _MAX_DIMENSIONS:
-        raise ValueError(f"a tensor of shape {shape} and strides {stride}")
+        raise _Damaged(f"a tensor of shape {shape} and strides {stride}")
     size = math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) if size else 0
     if last >= max(1, storage.length) or size > storage.length:
@@ -226,7 +231,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Stor
 
 def _parameter(tensor: Any, *_: Any) -> StoredTensor:
     if not isinstance(tensor, StoredTensor):
-        raise ValueError("a parameter is no tensor")
+        raise _Damaged("a parameter is no tensor")
     return tensor
 
 

@@ -11,7 +11,9 @@ from vqtok.architecture.networks import DECODERS as DECODERS
 from vqtok.architecture.networks import ENCODERS as ENCODERS
 from vqtok.architecture.networks import AbsentNetwork as AbsentNetwork
 from vqtok.architecture.networks import ConvNetwork as ConvNetwork
+from vqtok.architecture.networks import MaskgitNetwork as MaskgitNetwork
 from vqtok.architecture.networks import SmallNetwork as SmallNetwork
+from vqtok.architecture.networks import VitNetwork as VitNetwork
 from vqtok.architecture.quantizers import EmaQuantizerSection as EmaQuantizerSection
 from vqtok.architecture.quantizers import VectorQuantizerSection as VectorQuantizerSection
 from vqtok.architecture.quantizers import build_quantizer as build_quantizer

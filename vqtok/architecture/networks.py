@@ -9,8 +9,18 @@ from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
-from vqtok.architecture.section import Blocks, Section, Width
-from vqtok.networks import AbsentDecoder, ConvDecoder, ConvEncoder, SmallDecoder, SmallEncoder
+from vqtok.architecture.section import Blocks, Heads, Section, Width
+from vqtok.networks import (
+    AbsentDecoder,
+    ConvDecoder,
+    ConvEncoder,
+    MaskgitDecoder,
+    MaskgitEncoder,
+    SmallDecoder,
+    SmallEncoder,
+    VitDecoder,
+    VitEncoder,
+)
 
 
 class SmallNetwork(Section):
@@ -70,11 +80,69 @@ class AbsentNetwork(Section):
     factor: Width
 
 
-Network = Annotated[SmallNetwork | ConvNetwork | AbsentNetwork, Field(discriminator="type")]
+class MaskgitNetwork(Section):
+    """Arguments of `MaskgitEncoder` and `MaskgitDecoder`."""
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {"small": SmallEncoder, "conv": ConvEncoder}
+    type: Literal["maskgit"] = "maskgit"
+    channels: Annotated[int, Field(ge=1, le=1 << 12)] = 128
+    multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=16)]
+    residual_blocks: Annotated[Blocks, Field(ge=1)] = 2
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse widths that cannot be cut into 32 groups."""
+        if any(self.channels * multiplier % 32 for multiplier in (1, *self.multipliers)):
+            raise ValueError("expected widths that are multiples of 32")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class VitNetwork(Section):
+    """Arguments of `VitEncoder` and `VitDecoder`."""
+
+    type: Literal["vit"] = "vit"
+    width: Annotated[Width, Field(multiple_of=4)]
+    depth: Blocks
+    heads: Heads
+    mlp_width: Width
+    patch: Annotated[int, Field(ge=1, le=1 << 10)]
+    head_dim: Width = 64
+    activation: Literal["tanh", "gelu"] = "tanh"
+    tanh_head: Width | None = None
+    positions: Literal["sincos", "stored"] = "sincos"
+    grid: tuple[Width, Width] | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse a stored table of no grid, and a grid of no table."""
+        if (self.positions == "stored") != (self.grid is not None):
+            raise ValueError("expected a grid exactly where positions are 'stored'")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return self.patch
+
+
+Network = Annotated[
+    SmallNetwork | ConvNetwork | MaskgitNetwork | VitNetwork | AbsentNetwork, Field(discriminator="type")
+]
+
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "small": SmallEncoder,
+    "conv": ConvEncoder,
+    "maskgit": MaskgitEncoder,
+    "vit": VitEncoder,
+}
 DECODERS: dict[str, Callable[..., nn.Module]] = {
     "small": SmallDecoder,
     "conv": ConvDecoder,
+    "maskgit": MaskgitDecoder,
+    "vit": VitDecoder,
     "absent": AbsentDecoder,
 }

@@ -3,9 +3,11 @@
 from vqtok.networks.conv import AbsentDecoder as AbsentDecoder
 from vqtok.networks.conv import ConvDecoder as ConvDecoder
 from vqtok.networks.conv import ConvEncoder as ConvEncoder
-from vqtok.networks.reach import reach as reach
 from vqtok.networks.discriminators import PatchDiscriminator as PatchDiscriminator
 from vqtok.networks.discriminators import StyleDiscriminator as StyleDiscriminator
+from vqtok.networks.maskgit import MaskgitDecoder as MaskgitDecoder
+from vqtok.networks.maskgit import MaskgitEncoder as MaskgitEncoder
+from vqtok.networks.reach import reach as reach
 from vqtok.networks.small import SmallDecoder as SmallDecoder
 from vqtok.networks.small import SmallEncoder as SmallEncoder
 from vqtok.networks.vit import VitDecoder as VitDecoder
