@@ -1,8 +1,8 @@
 """Published layouts, small and with random weights: our numbers are those that the publishers' own code gave.
 
-Each case folder holds a checkpoint in the publisher's container, inputs, and what came out of the publisher's code with
-the noise that it has itself (`meta.json`, tolerance). Some lie in tests/golden/checkpoints; more, where they are at hand,
-in a folder beside the repository.
+Each case folder holds a checkpoint in the publisher's container, inputs, and what the publisher's code gave of them;
+its `meta.json` has tolerances: ten times the noise of that code itself. Some cases lie in tests/golden; more, where
+they are at hand, in a folder beside the repository.
 """
 
 import json

@@ -43,7 +43,7 @@ def find_parts(path: Path, families: Iterable[Family]) -> Entries:
 
 
 def _parts(path: Path, families: Iterable[Family]) -> Entries | None:
-    """Return the tensors of a family's several files when all lie there, and the path is one of them or their folder."""
+    """Return the tensors of a family's several files, when the path is one of them or the folder where all lie."""
     folder = path if path.is_dir() else path.parent
     for parts in (parts for family in families for parts in family.parts):
         if all((folder / name).is_file() for name in parts) and path in (folder, *(folder / name for name in parts)):

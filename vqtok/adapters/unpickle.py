@@ -2,7 +2,7 @@
 
 Python's own unpickler imports what a file names and calls it. This one has no way to: a name stays a `Name`, and what a
 file calls is looked up in `CALLS`, whose functions are all in this module. A class whose package is in `STAND_INS`
-becomes an `Inert` that only collects what the file gives it. Every other name is refused, whatever would be done with it.
+becomes an `Inert` that only collects what the file gives it. Every other name is refused, whatever is done with it.
 """
 
 from __future__ import annotations
