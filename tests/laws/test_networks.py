@@ -6,7 +6,18 @@ from torch import nn
 from torch.nn import functional as F
 
 import vqtok
-from vqtok.networks import ConvDecoder, ConvEncoder, SmallDecoder, SmallEncoder
+from vqtok.networks import (
+    ConvDecoder,
+    ConvEncoder,
+    Emu3Decoder,
+    Emu3Encoder,
+    Magvit2Decoder,
+    Magvit2Encoder,
+    MaskgitDecoder,
+    MaskgitEncoder,
+    SmallDecoder,
+    SmallEncoder,
+)
 from vqtok.networks.conv import Attention, Downsample, Normalize, ResidualBlock, Upsample
 from vqtok.presets import PRESETS
 
@@ -19,9 +30,14 @@ CONV = {
     "z_channels": 16,
     "dim": 4,
 }
+PLAIN = {"channels": 32, "multipliers": (1, 2, 2), "residual_blocks": 1, "dim": 4}
+EMU3 = {**PLAIN, "attention_levels": (2,), "z_channels": 4, "heads": 2, "frames": 4}
 PAIRS = {
     "small": (lambda: SmallEncoder(**SMALL), lambda: SmallDecoder(**SMALL), 8),
     "conv": (lambda: ConvEncoder(**CONV), lambda: ConvDecoder(**CONV), 4),
+    "maskgit": (lambda: MaskgitEncoder(**PLAIN), lambda: MaskgitDecoder(**PLAIN), 4),
+    "magvit2": (lambda: Magvit2Encoder(**PLAIN), lambda: Magvit2Decoder(**PLAIN), 4),
+    "emu3": (lambda: Emu3Encoder(**EMU3), lambda: Emu3Decoder(**EMU3), 4),
 }
 
 

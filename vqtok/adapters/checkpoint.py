@@ -13,6 +13,7 @@ from torch import Tensor
 from vqtok.adapters import rules, settings, sniff
 from vqtok.adapters.containers import Entries, read_tensor
 from vqtok.adapters.diffusers import DIFFUSERS_VQMODEL
+from vqtok.adapters.emu3 import HF_EMU3_VQ
 from vqtok.adapters.family import Family, Tensors
 from vqtok.adapters.files import find_parts
 from vqtok.adapters.llamagen import LLAMAGEN_VQ
@@ -34,6 +35,7 @@ FAMILIES: Mapping[str, Family] = {
         HF_CHAMELEON_VQ,
         VIT_VQGAN,
         MASKGIT_VQGAN,
+        HF_EMU3_VQ,
     )
 }
 

@@ -1,4 +1,4 @@
-"""Open-MAGVIT2's image tokenizers (Luo et al. 2024): MAGVIT-v2's networks, codes of one bit a channel, averaged weights."""
+"""Open-MAGVIT2's image tokenizers (Luo et al. 2024): MAGVIT-v2's networks, one bit a channel, averaged weights."""
 
 from __future__ import annotations
 

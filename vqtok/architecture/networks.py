@@ -14,6 +14,8 @@ from vqtok.networks import (
     AbsentDecoder,
     ConvDecoder,
     ConvEncoder,
+    Emu3Decoder,
+    Emu3Encoder,
     MaskgitDecoder,
     MaskgitEncoder,
     SmallDecoder,
@@ -101,6 +103,24 @@ class MaskgitNetwork(Section):
         return 2 ** (len(self.multipliers) - 1)
 
 
+class Emu3Network(Section):
+    """Arguments of `Emu3Encoder` and `Emu3Decoder`."""
+
+    type: Literal["emu3"] = "emu3"
+    channels: Annotated[int, Field(ge=32, le=1 << 12, multiple_of=32)] = 256
+    multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=16)]
+    residual_blocks: Annotated[Blocks, Field(ge=1)] = 2
+    attention_levels: Annotated[tuple[Annotated[int, Field(ge=0, lt=16)], ...], Field(max_length=16)]
+    z_channels: Width = 4
+    heads: Heads = 1
+    frames: Annotated[int, Field(ge=1, le=64)] = 4
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
 class VitNetwork(Section):
     """Arguments of `VitEncoder` and `VitDecoder`."""
 
@@ -130,19 +150,21 @@ class VitNetwork(Section):
 
 
 Network = Annotated[
-    SmallNetwork | ConvNetwork | MaskgitNetwork | VitNetwork | AbsentNetwork, Field(discriminator="type")
+    SmallNetwork | ConvNetwork | MaskgitNetwork | Emu3Network | VitNetwork | AbsentNetwork, Field(discriminator="type")
 ]
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "small": SmallEncoder,
     "conv": ConvEncoder,
     "maskgit": MaskgitEncoder,
+    "emu3": Emu3Encoder,
     "vit": VitEncoder,
 }
 DECODERS: dict[str, Callable[..., nn.Module]] = {
     "small": SmallDecoder,
     "conv": ConvDecoder,
     "maskgit": MaskgitDecoder,
+    "emu3": Emu3Decoder,
     "vit": VitDecoder,
     "absent": AbsentDecoder,
 }

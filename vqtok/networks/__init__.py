@@ -5,6 +5,10 @@ from vqtok.networks.conv import ConvDecoder as ConvDecoder
 from vqtok.networks.conv import ConvEncoder as ConvEncoder
 from vqtok.networks.discriminators import PatchDiscriminator as PatchDiscriminator
 from vqtok.networks.discriminators import StyleDiscriminator as StyleDiscriminator
+from vqtok.networks.emu3 import Emu3Decoder as Emu3Decoder
+from vqtok.networks.emu3 import Emu3Encoder as Emu3Encoder
+from vqtok.networks.magvit2 import Magvit2Decoder as Magvit2Decoder
+from vqtok.networks.magvit2 import Magvit2Encoder as Magvit2Encoder
 from vqtok.networks.maskgit import MaskgitDecoder as MaskgitDecoder
 from vqtok.networks.maskgit import MaskgitEncoder as MaskgitEncoder
 from vqtok.networks.reach import reach as reach

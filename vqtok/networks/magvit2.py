@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -80,6 +79,7 @@ class Magvit2Encoder(nn.Module):
         dim: channels of the latents.
         in_channels: channels of the pixels.
 
+    >>> import torch
     >>> Magvit2Encoder(channels=32, multipliers=(1, 2), residual_blocks=1, dim=8)(torch.zeros(1, 3, 16, 24)).shape
     torch.Size([1, 8, 8, 12])
     """
@@ -109,6 +109,7 @@ class Magvit2Decoder(nn.Module):
 
     Takes the arguments of `Magvit2Encoder`, levels finest first too, and has as many blocks a level as it.
 
+    >>> import torch
     >>> Magvit2Decoder(channels=32, multipliers=(1, 2), residual_blocks=1, dim=8)(torch.zeros(1, 8, 8, 12)).shape
     torch.Size([1, 3, 16, 24])
     """
