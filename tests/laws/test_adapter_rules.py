@@ -1,5 +1,6 @@
 """Laws of the tables of renames: they read both ways, nothing is lost or taken twice, every difference is said."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,9 @@ import vqtok
 from vqtok import adapters
 from vqtok.adapters import FAMILIES
 from vqtok.adapters.rules import CHANGES, Drop, Rename, Reshape, apply, changed, changed_shape, check, invert, unchanged
+from vqtok.architecture import ModelCard, read_section
 from vqtok.errors import ConfigError, InputError, MismatchError
+from vqtok.loading import assemble
 
 LEVELS = (
     Rename("down.{level}.block.{block}.{leaf:weight|bias}", "levels.{level}.blocks.{block}.{leaf:weight|bias}"),
@@ -170,14 +173,43 @@ def test_two_tokenizers_in_one_checkpoint_need_a_choice(hollow):
         adapters.sniff.choose(FAMILIES, both)
 
 
+def titok(direct):
+    """Return a fresh TiTok, of the kind that makes pixels at once or of the one that goes through other codes."""
+    trunk = {"width": 128, "depth": 1, "heads": 2, "patch": 8, "size": 32, "tokens": 6}
+    pixels = {} if direct else {"pixel_codes": 10, "pixel_dim": 5, "pixel_channels": 32, "pixel_multipliers": [1] * 4}
+    architecture = {
+        "encoder": {"type": "titok", **trunk, "legacy": not direct},
+        "quantizer": {"type": "vector", "dim": 12, "vocab_size": 20, "metric": "cosine"},
+        "decoder": {"type": "titok-decoder", **trunk, **pixels},
+        "preprocess": {"resize": "center", "size": 32, "multiple": 32, "low": 0.0, "exif": "ignore", "alpha": "keep"},
+    }
+    return assemble(read_section(ModelCard, {"architecture": architecture}, "test")).eval()
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_a_row_of_tokens_goes_out_and_comes_back(direct, tmp_path):
+    tokenizer = titok(direct)
+    torch.save(adapters.export(tokenizer.inference_tensors(), "titok"), tmp_path / "x.bin")
+    again = vqtok.load(tmp_path / "x.bin")
+    assert again.card.architecture == tokenizer.card.architecture
+    tokens = tokenizer.tokenize([np.full((40, 50, 3), value, np.uint8) for value in (0, 200)])
+    assert tokens.grids.tolist() == [[1, 1, 6], [1, 1, 6]]
+    assert np.array_equal(again.tokenize([np.full((40, 50, 3), v, np.uint8) for v in (0, 200)]).ids, tokens.ids)
+    assert [image.size for image in tokenizer.detokenize(tokens)] == [(32, 32), (32, 32)]
+    with pytest.raises(ConfigError, match="32 x 32"):
+        tokenizer.encode(torch.zeros(1, 3, 64, 64))
+    with pytest.raises(MismatchError, match="is_legacy"):
+        vqtok.load(tmp_path / "x.bin", config={"vq_model": {"is_legacy": direct}})
+
+
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_every_table_is_well_made(family):
     from vqtok.adapters.rules import _PLACEHOLDER
 
-    for rule in family.rules:
+    for rule in (*family.rules, *family.other_rules):
         if not isinstance(rule, Drop):
             assert sorted(_PLACEHOLDER.findall(rule.foreign)) == sorted(_PLACEHOLDER.findall(rule.native)), rule
         if isinstance(rule, Reshape):
             assert rule.change in CHANGES
     assert family.source
-    assert family.classes or family.name == "maskgit_vqgan"
+    assert family.words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,13 @@ from vqtok.adapters import rules, settings, sniff
 from vqtok.adapters.containers import Entries, read_tensor
 from vqtok.adapters.diffusers import DIFFUSERS_VQMODEL
 from vqtok.adapters.emu3 import HF_EMU3_VQ
-from vqtok.adapters.family import Family, Tensors
+from vqtok.adapters.family import Family, Tensors, table
 from vqtok.adapters.files import find_parts
 from vqtok.adapters.llamagen import LLAMAGEN_VQ
 from vqtok.adapters.maskgit import MASKGIT_VQGAN
 from vqtok.adapters.rules import Shape
 from vqtok.adapters.taming import TAMING_VQGAN
+from vqtok.adapters.titok import TITOK
 from vqtok.adapters.transformers import HF_CHAMELEON_VQ, HF_JANUS_VQ
 from vqtok.adapters.vit_vqgan import VIT_VQGAN
 from vqtok.architecture import ModelCard
@@ -36,6 +37,7 @@ FAMILIES: Mapping[str, Family] = {
         VIT_VQGAN,
         MASKGIT_VQGAN,
         HF_EMU3_VQ,
+        TITOK,
     )
 }
 
@@ -65,7 +67,7 @@ class ForeignModel:
             IntegrityError: numbers are damaged, not finite or not floating-point.
         """
         shapes = {name: entry.shape for name, entry in self._entries.items()}
-        rules.check(self.family.rules, self._applied, expected, shapes)
+        rules.check(table(self.family, shapes), self._applied, expected, shapes)
         sources = self._applied.tensors
         return {
             name: rules.changed(
@@ -111,7 +113,7 @@ def open_checkpoint(
 
 
 def _describe(family: Family, entries: Entries, stated: dict[str, Any], name: str) -> ForeignModel:
-    applied = rules.apply(family.rules, {key: entry.shape for key, entry in entries.items()})
+    applied = rules.apply(table(family, entries), {key: entry.shape for key, entry in entries.items()})
     try:
         architecture = family.architecture(Tensors(applied.tensors), stated, family.preprocess)
     except ValueError as error:  # a section refused what shapes gave
@@ -130,6 +132,17 @@ def averaged(entries: Entries) -> Entries:
     } | {name: entry for name, entry in entries.items() if name in ("model_ema.decay", "model_ema.num_updates")}
 
 
+def _inverse(family: Family, names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return the publisher's names by the table that has a place for all of ours."""
+    names = [*names]
+    try:
+        return rules.invert(family.rules, names)
+    except ConfigError:
+        if not family.other_rules:
+            raise
+        return rules.invert(family.other_rules, names)
+
+
 def export(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """Return a model's tensors under a publisher's names and in its shapes, for other programs to read.
 
@@ -146,5 +159,5 @@ def export(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """
     if family not in FAMILIES:
         raise ConfigError(f"expected a family of {', '.join(FAMILIES)}, got {family!r}")
-    names = rules.invert(FAMILIES[family].rules, tensors)
+    names = _inverse(FAMILIES[family], tensors)
     return {foreign: rules.unchanged(tensors[name].detach(), change) for name, (foreign, change) in names.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -58,6 +58,9 @@ class Family:
         marks: tensors that it must have, beside the anchor.
         without: tensors that it must not have.
         rules: the table.
+        other_rules: a second table, for checkpoints that have the tensor ``other_mark``: some publishers gave a name to
+            two layers.
+        other_mark: see other_rules.
         architecture: from shapes by our name and what the publisher's configuration states, to a model.
         facts: what the shapes say, in the words of ``words``; compared with what the configuration states.
         words: place in the publisher's configuration by our word.
@@ -74,6 +77,8 @@ class Family:
     marks: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     rules: tuple[Rule, ...]
+    other_rules: tuple[Rule, ...] = ()
+    other_mark: str = ""
     architecture: Callable[[Tensors, Facts, PreprocessSpec], Architecture]
     facts: Callable[[Architecture, Facts], Facts]
     words: Mapping[str, str]
@@ -82,6 +87,11 @@ class Family:
     averaged: bool = False
     preprocess: PreprocessSpec = field(default_factory=PreprocessSpec)
     parts: tuple[Mapping[str, str], ...] = ()
+
+
+def table(family: Family, names: Container[str]) -> tuple[Rule, ...]:
+    """Return the family's table for a checkpoint that has these names."""
+    return family.other_rules if family.other_rules and family.other_mark in names else family.rules
 
 
 def published(**fields: Any) -> PreprocessSpec:

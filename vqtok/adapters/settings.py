@@ -16,16 +16,14 @@ Settings: TypeAlias = Mapping[str, Any]
 
 # Where a configuration keeps the tokenizer's section: as it stands, behind a framework's keys, or in a larger model's.
 _ROOTS = (
-    "",
+    "vq_config",
+    "model.params.first_stage_config.params",
     "model.params",
     "model.init_args",
+    "gen_vision_config.params",
     "params",
     "init_args",
-    "vq_config",
-    "model.vq_model",
-    "model",
-    "model.params.first_stage_config.params",
-    "gen_vision_config.params",
+    "",
 )
 _CLASSES = ("target", "class_path", "_class_name", "model_type", "architectures", "cls")
 _CLASS_ROOTS = ("", "model", "vq_config", "model.params.first_stage_config")

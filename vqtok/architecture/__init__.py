@@ -14,6 +14,8 @@ from vqtok.architecture.networks import ConvNetwork as ConvNetwork
 from vqtok.architecture.networks import Emu3Network as Emu3Network
 from vqtok.architecture.networks import MaskgitNetwork as MaskgitNetwork
 from vqtok.architecture.networks import SmallNetwork as SmallNetwork
+from vqtok.architecture.networks import TitokDecoderNetwork as TitokDecoderNetwork
+from vqtok.architecture.networks import TitokNetwork as TitokNetwork
 from vqtok.architecture.networks import VitNetwork as VitNetwork
 from vqtok.architecture.quantizers import EmaQuantizerSection as EmaQuantizerSection
 from vqtok.architecture.quantizers import VectorQuantizerSection as VectorQuantizerSection

@@ -20,6 +20,8 @@ from vqtok.networks import (
     MaskgitEncoder,
     SmallDecoder,
     SmallEncoder,
+    TitokDecoder,
+    TitokEncoder,
     VitDecoder,
     VitEncoder,
 )
@@ -121,6 +123,48 @@ class Emu3Network(Section):
         return 2 ** (len(self.multipliers) - 1)
 
 
+class TitokNetwork(Section):
+    """Arguments of `TitokEncoder`."""
+
+    type: Literal["titok"] = "titok"
+    width: Width
+    depth: Blocks
+    heads: Heads
+    patch: Annotated[int, Field(ge=1, le=1 << 10)]
+    size: Annotated[int, Field(ge=1, le=1 << 12)]
+    tokens: Width
+    legacy: bool = False
+
+    @property
+    def factor(self) -> int:
+        """Pixels, each way, of the one size that images have."""
+        return self.size
+
+
+class TitokDecoderNetwork(Section):
+    """Arguments of `TitokDecoder`."""
+
+    type: Literal["titok-decoder"] = "titok-decoder"
+    width: Width
+    depth: Blocks
+    heads: Heads
+    patch: Annotated[int, Field(ge=1, le=1 << 10)]
+    size: Annotated[int, Field(ge=1, le=1 << 12)]
+    tokens: Width
+    pixel_codes: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    pixel_dim: Width = 256
+    pixel_channels: Annotated[int, Field(ge=32, le=1 << 12, multiple_of=32)] = 128
+    pixel_multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=16)] = (
+        1, 1, 2, 2, 4,
+    )  # fmt: skip
+    pixel_blocks: Annotated[Blocks, Field(ge=1)] = 2
+
+    @property
+    def factor(self) -> int:
+        """Pixels, each way, of the one size that images have."""
+        return self.size
+
+
 class VitNetwork(Section):
     """Arguments of `VitEncoder` and `VitDecoder`."""
 
@@ -150,7 +194,15 @@ class VitNetwork(Section):
 
 
 Network = Annotated[
-    SmallNetwork | ConvNetwork | MaskgitNetwork | Emu3Network | VitNetwork | AbsentNetwork, Field(discriminator="type")
+    SmallNetwork
+    | ConvNetwork
+    | MaskgitNetwork
+    | Emu3Network
+    | TitokNetwork
+    | TitokDecoderNetwork
+    | VitNetwork
+    | AbsentNetwork,
+    Field(discriminator="type"),
 ]
 
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
@@ -158,6 +210,7 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "conv": ConvEncoder,
     "maskgit": MaskgitEncoder,
     "emu3": Emu3Encoder,
+    "titok": TitokEncoder,
     "vit": VitEncoder,
 }
 DECODERS: dict[str, Callable[..., nn.Module]] = {
@@ -165,6 +218,7 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
     "conv": ConvDecoder,
     "maskgit": MaskgitDecoder,
     "emu3": Emu3Decoder,
+    "titok-decoder": TitokDecoder,
     "vit": VitDecoder,
     "absent": AbsentDecoder,
 }

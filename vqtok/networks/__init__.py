@@ -14,5 +14,7 @@ from vqtok.networks.maskgit import MaskgitEncoder as MaskgitEncoder
 from vqtok.networks.reach import reach as reach
 from vqtok.networks.small import SmallDecoder as SmallDecoder
 from vqtok.networks.small import SmallEncoder as SmallEncoder
+from vqtok.networks.titok import TitokDecoder as TitokDecoder
+from vqtok.networks.titok import TitokEncoder as TitokEncoder
 from vqtok.networks.vit import VitDecoder as VitDecoder
 from vqtok.networks.vit import VitEncoder as VitEncoder
