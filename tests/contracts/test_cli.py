@@ -227,6 +227,11 @@ def test_no_two_keys_share_a_file_and_no_file_is_anothers_folder():
         (["detokenize", "runs.vqt", "-o", "a.png"], 7, "one token"),
         (["inspect", "runs.vqt", "--picture", "a.png"], 2, "grids"),
         (["inspect", "one.vqt", "--picture", "a.txt"], 2, ".png .webp"),
+        (["inspect", "one.vqt", "--image", "in.png"], 2, "--picture IMAGE"),
+        (["inspect", "none", "--picture", "a.png", "--image", "in.png"], 2, "a token file"),
+        (["inspect", "two.vqt", "--picture", "a.png", "--image", "in.png"], 2, "one of the file's 2 images"),
+        (["inspect", "one.vqt", "--picture", "a.png", "--image", "gone.png"], 4, "gone.png"),
+        (["inspect", "one.vqt", "--picture", "in.png"], 5, "--overwrite"),
         (["tokenize", "in.png", "-o", "a.vqt", "--device", "meta"], 8, "meta"),
         (["tokenize", "no\nsuch\x1b[31m*", "-o", "a.vqt"], 4, r"no\nsuch\x1b[31m"),
         (["tokenize", "none", "-o", "a.vqt"], 4, "found none"),
@@ -287,11 +292,59 @@ def test_inspect_says_what_is_there_and_draws_it(tmp_path):
     drawn = np.asarray(Image.open(tmp_path / "map.png"))
     tokens = vqtok.load_tokens(tmp_path / "a.vqt")
     found = {tuple(x) for x in drawn.reshape(-1, 3)}
-    from vqtok.evaluation.pictures import code_colours
+    from vqtok.evaluation.colours import code_colours
 
     assert {tuple(x) for x in code_colours(tokens.ids)} <= found
     text = run("inspect", "a.vqt", cwd=tmp_path).stdout.decode()
     assert "key a.png, size [24, 40], grid [1, 3, 5], tokens 15" in text
+
+
+def test_inspect_says_how_codes_are_used(tmp_path):
+    ids = np.array([3, 3, 3, 9] * 4)
+    tokens = vqtok.Tokens(ids, np.array([0, 16]), np.array([[2, 2, 4]]), np.array([[16, 32]]), 16, ("a",), "")
+    vqtok.save_tokens(tmp_path / "a.vqt", tokens)
+    report = json.loads(run("inspect", "a.vqt", "--json", cwd=tmp_path).stdout)
+    assert report["codes_used"] == 2
+    assert report["codebooks"] == [
+        {"used": 1, "dead": 15, "perplexity": 1.0},
+        {"used": 2, "dead": 14, "perplexity": 2.0},
+    ]
+
+
+def test_inspect_draws_what_was_kept_over_its_photo(tmp_path):
+    source = image(tmp_path / "b.png", size=(60, 120))
+    keep = np.zeros((2, 4, 4), np.bool_)
+    keep[0, 1, 2] = keep[1, 2, 1] = keep[1, 3, 3] = True
+    grids, sizes = np.array([[1, 4, 4]] * 2), np.array([[56, 56]] * 2)
+    offsets, ids = np.array([0, 1, 3]), np.array([5, 6, 7])
+    tokens = vqtok.Tokens(ids, offsets, grids, sizes, 16, ("x/a.png", "x/b.png"), "", keep=keep.reshape(-1))
+    vqtok.save_tokens(tmp_path / "a.vqt", tokens)
+    done = run("inspect", "a.vqt", "--picture", "over.png", "--image", "b.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    from vqtok.evaluation.token_pictures import token_picture
+
+    expected = token_picture(tokens[1], np.asarray(Image.open(source)))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "over.png")), expected)
+
+
+def test_inspect_draws_the_codebook_of_a_model_and_says_its_numbers(tmp_path):
+    tokenizer = vqtok.build("photo-f8", vocab_size=16, channels=(8, 8, 8))
+    tokenizer.quantizer.codebook[3] = tokenizer.quantizer.codebook[9]
+    tokenizer.save(tmp_path / "m")
+    done = run("inspect", "m", "--picture", "map.png", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    (name, found), *others = json.loads(done.stdout)["codebooks"].items()
+    assert (name, others) == ("quantizer", [])
+    rows = vqtok.load(tmp_path / "m").quantizer.decode(torch.arange(16)).double()
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf).amin(1)
+    assert (found["codes"], found["codes_compared"], found["duplicates"]) == (16, 16, 1)
+    assert found["nearest_distance"]["0"] == 0
+    assert found["nearest_distance"]["1"] == pytest.approx(distances.max().item(), rel=1e-5)
+    assert found["norm"]["0.5"] == pytest.approx(rows.norm(dim=1).quantile(0.5).item(), rel=1e-5)
+    from vqtok.evaluation.codebook_pictures import codebook_picture, survey
+
+    expected = codebook_picture("m", {"quantizer": survey(rows.numpy())})
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "map.png")), expected)
 
 
 def test_inspect_prints_names_that_cannot_steer_the_terminal(tmp_path):
