@@ -16,6 +16,8 @@ from vqtok.architecture import (
     DECODERS,
     ENCODERS,
     FORMAT,
+    Architecture,
+    HierarchicalArchitecture,
     ModelCard,
     arguments,
     build_quantizer,
@@ -23,9 +25,11 @@ from vqtok.architecture import (
     read_section,
 )
 from vqtok.errors import ConfigError, InputError, MismatchError, ResourceError
+from vqtok.hierarchy import HierarchicalTokenizer
 from vqtok.image_tokenizer import ImageTokenizer, Precision
+from vqtok.networks import Vqvae2Network
 from vqtok.presets import find_preset
-from vqtok.quantizers import EmaQuantizer
+from vqtok.quantizers import EmaQuantizer, LevelsQuantizer
 from vqtok.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "photo-f8"
@@ -50,12 +54,25 @@ def build(preset: str, **options: Any) -> ImageTokenizer:
 def assemble(card: ModelCard) -> ImageTokenizer:
     """Return a tokenizer with fresh random weights from its card."""
     architecture = card.architecture
-    quantizer = build_quantizer(architecture.quantizer)
-    encoder = ENCODERS[architecture.encoder.type](dim=quantizer.latent_dim, **arguments(architecture.encoder))
-    decoder = DECODERS[architecture.decoder.type](dim=quantizer.dim, **arguments(architecture.decoder))
-    tokenizer = Tokenizer(encoder, quantizer, decoder, architecture.preprocess)
+    tokenizer = (
+        _hierarchical(architecture) if isinstance(architecture, HierarchicalArchitecture) else _grid(architecture)
+    )
     tokenizer.card = card
     return tokenizer
+
+
+def _grid(architecture: Architecture) -> Tokenizer:
+    quantizer = build_quantizer(architecture.quantizer)
+    encoder = ENCODERS[architecture.encoder.type](dim=quantizer.latent_dim, **arguments(architecture.encoder))
+    statistics = {"out_channels": 6} if architecture.output == "logit-laplace" else {}
+    decoder = DECODERS[architecture.decoder.type](dim=quantizer.dim, **arguments(architecture.decoder), **statistics)
+    return Tokenizer(encoder, quantizer, decoder, architecture.preprocess, architecture.output)
+
+
+def _hierarchical(architecture: HierarchicalArchitecture) -> HierarchicalTokenizer:
+    top, bottom = (build_quantizer(architecture.quantizer) for _ in range(2))
+    network = Vqvae2Network(dim=top.dim, **arguments(architecture.network))
+    return HierarchicalTokenizer(network, LevelsQuantizer(top, bottom, network.ratio), architecture.preprocess)
 
 
 def load(

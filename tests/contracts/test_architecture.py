@@ -13,7 +13,7 @@ FLOORS = [
     {"__main__", "cli"},
     {"dataset", "training", "evaluation"},
     {
-        *("loading", "image_tokenizer", "tokenizer", "hierarchy", "dynamic", "tiling", "streaming", "identity"),
+        *("loading", "image_tokenizer", "grid", "tokenizer", "hierarchy", "dynamic", "tiling", "streaming", "identity"),
         *("presets", "architecture", "store", "adapters"),
     },
     {"networks", "quantizers", "losses"},

@@ -5,19 +5,27 @@ A configuration can only name what stands in this package; nothing in it is an i
 
 from vqtok.architecture.models import FORMAT as FORMAT
 from vqtok.architecture.models import Architecture as Architecture
+from vqtok.architecture.models import HierarchicalArchitecture as HierarchicalArchitecture
 from vqtok.architecture.models import ModelCard as ModelCard
 from vqtok.architecture.models import override as override
 from vqtok.architecture.networks import DECODERS as DECODERS
 from vqtok.architecture.networks import ENCODERS as ENCODERS
 from vqtok.architecture.networks import AbsentNetwork as AbsentNetwork
 from vqtok.architecture.networks import ConvNetwork as ConvNetwork
+from vqtok.architecture.networks import DvaeNetwork as DvaeNetwork
 from vqtok.architecture.networks import Emu3Network as Emu3Network
 from vqtok.architecture.networks import MaskgitNetwork as MaskgitNetwork
 from vqtok.architecture.networks import SmallNetwork as SmallNetwork
 from vqtok.architecture.networks import TitokDecoderNetwork as TitokDecoderNetwork
 from vqtok.architecture.networks import TitokNetwork as TitokNetwork
 from vqtok.architecture.networks import VitNetwork as VitNetwork
+from vqtok.architecture.networks import Vqvae2NetworkSection as Vqvae2NetworkSection
 from vqtok.architecture.quantizers import EmaQuantizerSection as EmaQuantizerSection
+from vqtok.architecture.quantizers import GumbelQuantizerSection as GumbelQuantizerSection
+from vqtok.architecture.quantizers import IndexBackpropagationQuantizerSection as IndexBackpropagationQuantizerSection
+from vqtok.architecture.quantizers import ProductQuantizerSection as ProductQuantizerSection
+from vqtok.architecture.quantizers import ResidualQuantizerSection as ResidualQuantizerSection
+from vqtok.architecture.quantizers import SimQuantizerSection as SimQuantizerSection
 from vqtok.architecture.quantizers import VectorQuantizerSection as VectorQuantizerSection
 from vqtok.architecture.quantizers import build_quantizer as build_quantizer
 from vqtok.architecture.section import Section as Section

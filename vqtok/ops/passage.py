@@ -1,6 +1,6 @@
-"""straight_through and rotate: code vectors forward, a gradient for the latents backward, and the two error terms.
+"""straight_through, rotate and pass_through: vectors forward, a gradient for the latents backward, and error terms.
 
-Both give the same values; they differ in what the latents learn from the gradient of the vectors.
+The first two give the same values; they differ in what the latents learn from the gradient of the vectors.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqtok.errors import ConfigError
 from vqtok.ops.checks import check_codes, check_range, check_spaces
 from vqtok.ops.reference import common_dtype
 from vqtok.ops.registration import register
@@ -88,6 +89,35 @@ def rotate(latents: Tensor, codebook: Tensor, codes: Tensor) -> Quantized:
     return _passed(_Rotate, latents, codebook, codes)
 
 
+def pass_through(values: Tensor, carrier: Tensor) -> Tensor:
+    """Return values, bit for bit, and let their gradient pass to another tensor.
+
+    What `straight_through` is for codebooks, for everything that is rounded, thresholded or sampled otherwise: the
+    gradient of the result reaches ``carrier`` as it is, and ``values`` not at all.
+
+    Args:
+        values: [...], what comes out.
+        carrier: [...] of the same shape, what learns; its dtype may be another.
+
+    Raises:
+        ConfigError: the shapes differ.
+
+    Source:
+        Bengio, Leonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
+
+    >>> latents = torch.tensor([0.3, -2.0], requires_grad=True)
+    >>> signs = pass_through(latents.sign(), latents)
+    >>> (signs * torch.tensor([2.0, 3.0])).sum().backward()
+    >>> signs.tolist(), latents.grad.tolist()
+    ([1.0, -1.0], [2.0, 3.0])
+    """
+    if values.shape != carrier.shape:
+        raise ConfigError(
+            f"expected values and carrier of one shape, got {list(values.shape)} and {list(carrier.shape)}"
+        )
+    return _PassThrough.apply(values, carrier)
+
+
 def _passed(function: type[torch.autograd.Function], latents: Tensor, codebook: Tensor, codes: Tensor) -> Quantized:
     check_spaces(latents, codebook)
     check_codes(latents, codes)
@@ -110,6 +140,22 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         return _gradients(torch.ops.vqtok.straight_through_backward.default, ctx, gradients)
+
+
+class _PassThrough(torch.autograd.Function):
+    """Where pass_through meets autograd."""
+
+    @staticmethod
+    def forward(values: Tensor, carrier: Tensor) -> Tensor:
+        return values.clone()  # an output that is an input would be one tensor with two gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0].to(ctx.dtype)
 
 
 class _Rotate(torch.autograd.Function):

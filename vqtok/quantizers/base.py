@@ -12,6 +12,7 @@ from vqtok.errors import ConfigError
 from vqtok.types import Quantized
 
 Metric: TypeAlias = Literal["l2", "cosine"]
+Gradient: TypeAlias = Literal["straight-through", "rotation"]
 
 
 class Quantizer(nn.Module, ABC):
@@ -25,6 +26,7 @@ class Quantizer(nn.Module, ABC):
         codebooks: Q, codes a vector; codes are [...] when it is 1, [..., Q] otherwise.
         vocab_size: number of codes; ``encode`` gives 0..vocab_size-1.
         training_state: names of the buffers that only training reads; model folders leave them out.
+        learns_from_vectors: whether a codebook learns through the gradient of the vectors, not by losses or averages.
 
     >>> import torch
     >>> from vqtok import VectorQuantizer
@@ -38,6 +40,7 @@ class Quantizer(nn.Module, ABC):
     vocab_size: int
     codebooks: int = 1
     training_state: tuple[str, ...] = ()
+    learns_from_vectors: bool = False
 
     @abstractmethod
     def encode(self, latents: Tensor) -> Tensor:
@@ -79,6 +82,18 @@ def check_metric(metric: Metric) -> Metric:
     if metric not in get_args(Metric):
         raise ConfigError(f"expected metric to be one of {', '.join(get_args(Metric))}, got {metric!r}")
     return metric
+
+
+def check_gradient(gradient: Gradient) -> Gradient:
+    """Refuse a way for gradients that quantizers do not have."""
+    if gradient not in get_args(Gradient):
+        raise ConfigError(f"expected gradient to be one of {', '.join(get_args(Gradient))}, got {gradient!r}")
+    return gradient
+
+
+def pass_rows(gradient: Gradient, latents: Tensor, codebook: Tensor, codes: Tensor) -> Quantized:
+    """Replace latents by codebook rows, with the gradient asked for and the losses ``codebook`` and ``commitment``."""
+    return (ops.rotate if gradient == "rotation" else ops.straight_through)(latents, codebook, codes)
 
 
 def check_space(dim: int, vocab_size: int) -> None:

@@ -7,19 +7,22 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from vqtok import ops
 from vqtok.errors import ConfigError
 from vqtok.quantizers.base import (
+    Gradient,
     Metric,
     Quantizer,
+    check_gradient,
     check_metric,
     check_space,
     effective_codebook,
     effective_latents,
     nearest_row,
+    pass_rows,
 )
+from vqtok.quantizers.ranks import from_rank_0, summed_over_ranks
 from vqtok.types import Quantized
 
 
@@ -38,6 +41,7 @@ class EmaQuantizer(Quantizer):
         revive_below: a code whose share of the latents falls below this part of the mean share 1 / K is moved onto
             a latent of the batch; 0 switches revival off.
         kmeans_iterations: Lloyd iterations on the first training batch; 0 keeps the random codebook.
+        gradient: ``"straight-through"``, or ``"rotation"`` (Fifty et al. 2024), see `vqtok.ops.rotate`.
 
     >>> import torch
     >>> vq = EmaQuantizer(dim=2, vocab_size=2, decay=0.0, epsilon=0.0)
@@ -64,6 +68,7 @@ class EmaQuantizer(Quantizer):
         epsilon: float = 1e-5,
         revive_below: float = 0.0,
         kmeans_iterations: int = 0,
+        gradient: Gradient = "straight-through",
     ) -> None:
         super().__init__()
         check_space(dim, vocab_size)
@@ -77,6 +82,7 @@ class EmaQuantizer(Quantizer):
         self.dim = self.latent_dim = dim
         self.vocab_size = vocab_size
         self.metric: Metric = check_metric(metric)
+        self.gradient: Gradient = check_gradient(gradient)
         self.decay, self.epsilon = decay, epsilon
         self.revive_below, self.kmeans_iterations = revive_below, kmeans_iterations
         # Float32 whatever torch's default is: averages of small steps need the bits.
@@ -101,7 +107,7 @@ class EmaQuantizer(Quantizer):
         codebook = effective_codebook(self.codebook, self.metric)
         codes = nearest_row(latents, codebook, self.metric)
         latents = effective_latents(latents, self.metric)
-        quantized = ops.straight_through(latents, codebook, codes)
+        quantized = pass_rows(self.gradient, latents, codebook, codes)
         if self.training:
             self._learn(latents.detach(), codes)
         return Quantized(quantized.vectors, codes, {"commitment": quantized.losses["commitment"]})
@@ -121,8 +127,8 @@ class EmaQuantizer(Quantizer):
             counts, sums = ops.code_statistics(points, codes, self.vocab_size)
             means = effective_codebook(sums / counts.clamp(min=1)[:, None], self.metric)
             codebook = torch.where(counts[:, None] > 0, means, codebook)
-        self.codebook = _from_rank_0(codebook)
-        self.cluster_size, self.cluster_sum = _from_rank_0(counts.float()), _from_rank_0(sums)
+        self.codebook = from_rank_0(codebook)
+        self.cluster_size, self.cluster_sum = from_rank_0(counts.float()), from_rank_0(sums)
         self.started = torch.ones_like(self.started)
 
     @torch.no_grad()
@@ -137,8 +143,8 @@ class EmaQuantizer(Quantizer):
         counts, sums = ops.code_statistics(latents, codes, self.vocab_size)
         averages = ops.update_averages(
             ops.Averages(self.cluster_size, self.cluster_sum, self.codebook),
-            _summed_over_ranks(counts.float()),
-            _summed_over_ranks(sums),
+            summed_over_ranks(counts.float()),
+            summed_over_ranks(sums),
             decay=self.decay,
             epsilon=self.epsilon,
             unit=self.metric == "cosine",
@@ -149,22 +155,9 @@ class EmaQuantizer(Quantizer):
 
     def _revive(self, latents: Tensor, mean_size: Tensor) -> None:
         picks = torch.randint(max(1, len(latents)), (self.vocab_size,), device=latents.device)
-        fresh = _from_rank_0(latents[picks].float() if len(latents) else self.codebook)
+        fresh = from_rank_0(latents[picks].float() if len(latents) else self.codebook)
         dead = self.cluster_size < self.revive_below * mean_size
         self.codebook = torch.where(dead[:, None], fresh, self.codebook)
         self.cluster_sum = torch.where(dead[:, None], fresh * mean_size, self.cluster_sum)
         # A revived code starts as an average one: it gets time to win latents before it can die again.
         self.cluster_size = torch.where(dead, mean_size, self.cluster_size)
-
-
-def _summed_over_ranks(x: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(x)
-    return x
-
-
-def _from_rank_0(x: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        x = x.contiguous()
-        dist.broadcast(x, 0)
-    return x

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from vqtok import ops
 from vqtok.errors import ConfigError
 from vqtok.quantizers.base import (
+    Gradient,
     Metric,
     Quantizer,
+    check_gradient,
     check_metric,
     check_space,
     effective_codebook,
     effective_latents,
     nearest_row,
+    pass_rows,
 )
+from vqtok.quantizers.penalties import Penalty, check_penalties, penalty_losses
 from vqtok.types import Quantized
 
 
@@ -30,6 +36,9 @@ class VectorQuantizer(Quantizer):
         unit_latents: with ``"l2"``, normalise the latents and not the codebook (LaVIT, Jin et al. 2023).
         unit_vectors: with ``"l2"``, compare with the codebook's rows as they are, and hand them out normalised
             (transformers' Janus).
+        gradient: ``"straight-through"``, or ``"rotation"`` (Fifty et al. 2024), see `vqtok.ops.rotate`.
+        penalties: further losses: ``"entropy"`` gives ``entropy`` and ``diversity``, ``"orthogonality"`` its own.
+        temperature: of the entropy penalty's soft choices.
 
     >>> import torch
     >>> vq = VectorQuantizer(dim=2, vocab_size=4)
@@ -46,6 +55,9 @@ class VectorQuantizer(Quantizer):
         *,
         unit_latents: bool = False,
         unit_vectors: bool = False,
+        gradient: Gradient = "straight-through",
+        penalties: Sequence[Penalty] = (),
+        temperature: float = 0.01,
     ) -> None:
         super().__init__()
         check_space(dim, vocab_size)
@@ -55,6 +67,8 @@ class VectorQuantizer(Quantizer):
         self.vocab_size = vocab_size
         self.metric: Metric = check_metric(metric)
         self.unit_latents, self.unit_vectors = unit_latents, unit_vectors
+        self.gradient: Gradient = check_gradient(gradient)
+        self.penalties, self.temperature = check_penalties(penalties, temperature), temperature
         self.codebook = nn.Parameter(torch.empty(vocab_size, dim).uniform_(-1 / vocab_size, 1 / vocab_size))
 
     def encode(self, latents: Tensor) -> Tensor:
@@ -68,8 +82,12 @@ class VectorQuantizer(Quantizer):
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents [..., D]; losses ``codebook`` and ``commitment`` (equation 3, without beta)."""
         latents = self._compared(latents)
-        codes = nearest_row(latents, effective_codebook(self.codebook, self.metric), self.metric)
-        return ops.straight_through(effective_latents(latents, self.metric), self._vectors(), codes)
+        compared = effective_codebook(self.codebook, self.metric)
+        codes = nearest_row(latents, compared, self.metric)
+        latents = effective_latents(latents, self.metric)
+        quantized = pass_rows(self.gradient, latents, self._vectors(), codes)
+        penalties = penalty_losses(self.penalties, latents, compared, self.temperature)
+        return Quantized(quantized.vectors, codes, {**quantized.losses, **penalties})
 
     def _compared(self, latents: Tensor) -> Tensor:
         return ops.normalize_latents(latents) if self.unit_latents else latents
