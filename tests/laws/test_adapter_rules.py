@@ -134,6 +134,7 @@ SHAPED = {
     "twelve blocks": {**CONV, "residual_blocks": 12, "multipliers": [1, 1], "attention_levels": [0, 1]},
     "wide": {**CONV, "multipliers": [1, 3], "attention_levels": [1], "vocab_size": 6},
     "narrow groups": {**CONV, "channels": 12, "groups": 4, "multipliers": [1, 2], "attention_levels": []},
+    "a wider stem": {**CONV, "multipliers": [1, 2], "attention_levels": [], "stem": 3},
     "no attention in the middle": {**CONV, "multipliers": [1, 2], "attention_levels": [], "middle_attention": False},
 }
 CONV_FAMILIES = ("taming_vqgan", "llamagen_vq", "hf_janus_vq", "diffusers_vqmodel")

@@ -36,12 +36,15 @@ PLACES = (
 )
 
 
+AWAITED = {"seed_voken_ibq", "taming_gumbel"}  # known, and refused until their quantizers are here
+
+
 def case_folders():
     found = {}
     for place in PLACES:
         for meta in sorted(place.glob("**/meta.json")):
             about = json.loads(meta.read_text())
-            if about["family"] in FAMILIES:
+            if about["family"] in FAMILIES and about["family"] not in AWAITED:
                 found.setdefault(f"{about['family']}-{about['case']}", meta.parent)
     return found
 

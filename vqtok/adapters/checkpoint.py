@@ -16,6 +16,7 @@ from vqtok.adapters.diffusers import DIFFUSERS_VQMODEL
 from vqtok.adapters.emu3 import HF_EMU3_VQ
 from vqtok.adapters.family import Family, Tensors, table
 from vqtok.adapters.files import find_parts
+from vqtok.adapters.ibq import SEED_VOKEN_IBQ, TAMING_GUMBEL
 from vqtok.adapters.llamagen import LLAMAGEN_VQ
 from vqtok.adapters.maskgit import MASKGIT_VQGAN
 from vqtok.adapters.rules import Shape
@@ -38,6 +39,8 @@ FAMILIES: Mapping[str, Family] = {
         MASKGIT_VQGAN,
         HF_EMU3_VQ,
         TITOK,
+        SEED_VOKEN_IBQ,
+        TAMING_GUMBEL,
     )
 }
 

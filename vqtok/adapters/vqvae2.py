@@ -1,4 +1,4 @@
-"""rosinality's VQ-VAE-2 (Razavi et al. 2019): two levels, codebooks stored transposed, every layer of a stack counted."""
+"""rosinality's VQ-VAE-2 (Razavi et al. 2019): two levels, codebooks transposed, every layer of a stack counted."""
 
 from __future__ import annotations
 
