@@ -25,11 +25,13 @@ PUBLIC = {
     "Tokenizer": "(encoder: 'nn.Module', quantizer: 'Quantizer', decoder: 'nn.Module', "
     "preprocess: 'PreprocessSpec', output: 'Output' = 'pixels') -> 'None'",
     "Tokens": None,
-    "VectorQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2') -> 'None'",
+    "VectorQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2', *, unit_latents: 'bool' = False, "
+    "unit_vectors: 'bool' = False) -> 'None'",
     "VqtokError": None,
     "build": "(preset: 'str', **options: 'Any') -> 'ImageTokenizer'",
     "load": "(model: 'str | os.PathLike[str] | None' = None, *, device: 'str | torch.device' = 'cpu', "
-    "precision: 'Precision' = 'float32') -> 'ImageTokenizer'",
+    "precision: 'Precision' = 'float32', family: 'str | None' = None, "
+    "config: 'str | os.PathLike[str] | Mapping[str, Any] | None' = None) -> 'ImageTokenizer'",
     "load_tokens": "(path: '_PathLike') -> 'Tokens'",
     "ops": None,
     "save_tokens": None,
