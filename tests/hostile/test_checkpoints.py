@@ -439,3 +439,12 @@ def test_two_checkpoints_in_one_folder_need_a_choice(state, tmp_path):
     saved(tmp_path / "b.ckpt", state)
     with pytest.raises(ConfigError, match=r"a\.ckpt, b\.ckpt"):
         vqtok.load(tmp_path)
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in ("x.ckpt", "model/config.json"):
+        os.mkfifo(tmp_path / name)
+    for path in (tmp_path / "x.ckpt", tmp_path / "model"):
+        with pytest.raises(InputError, match="pipe"):
+            vqtok.load(path)
