@@ -135,10 +135,16 @@ def find_device(device: str | torch.device) -> torch.device:
 
 def _is_ours(path: Path) -> bool:
     """Tell whether a path is a model folder, or what is nothing of anybody's and so shall be refused as one."""
-    if not path.is_dir():
-        return not path.is_file()
-    config = path / "config.json"
-    return not any(path.iterdir()) or (config.exists() and (FORMAT.split("/")[0] in config.read_text(errors="replace")))
+    try:
+        if not path.is_dir():
+            return not path.is_file()
+        config = path / "config.json"
+        if not config.is_file():  # a pipe would be waited for
+            return config.exists() or not any(path.iterdir())
+        with open(config, "rb") as file:
+            return FORMAT.split("/")[0].encode() in file.read(1 << 20)
+    except OSError:
+        return True
 
 
 def _load_folder(folder: Path) -> ImageTokenizer:
