@@ -188,6 +188,21 @@ def test_codes_do_not_depend_on_the_batch(tiny):
     assert tiny.decode(TokenGrid(ids[:0], 32)).shape == (0, 3, 40, 56)
 
 
+def test_networks_always_see_one_number_of_images(tiny):
+    """So that no code can depend on how many images came together."""
+    seen = []
+    length = tiny.micro_batch(40 * 56)
+    handles = [
+        module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        for module in (tiny.network.encode_bottom, tiny.network.decode_both)
+    ]
+    for batch in (1, length, length + 1):
+        tiny.decode(tiny.encode(pixels(batch, 40, 56)))
+    for handle in handles:
+        handle.remove()
+    assert seen == [length] * 8
+
+
 def test_images_go_through_a_token_file_and_come_back(tiny, tmp_path):
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((30, 50), (8, 8))]
