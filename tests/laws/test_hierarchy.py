@@ -7,6 +7,7 @@ import torch
 import vqtok
 from vqtok import EmaQuantizer, VectorQuantizer, images
 from vqtok.errors import ConfigError, MismatchError
+from vqtok.evaluation.codebooks import codebooks_of
 from vqtok.hierarchy import HierarchicalTokenizer
 from vqtok.images import PreprocessSpec
 from vqtok.networks import Vqvae2Network
@@ -282,6 +283,13 @@ def test_fingerprints_follow_both_codebooks_and_nothing_that_only_training_reads
         assert now["codebook"] != first["codebook"]
         assert now["model"] != first["model"]
         first = now
+
+
+def test_its_codebooks_are_found_for_inspection(tiny):
+    found = codebooks_of(tiny)
+    assert [*found] == ["quantizer.top", "quantizer.bottom"]
+    for rows, level in zip(found.values(), (tiny.quantizer.top, tiny.quantizer.bottom), strict=True):
+        assert np.array_equal(rows, level.codebook.detach().numpy())
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
