@@ -76,7 +76,7 @@ _CIFAR = SmallNetwork(channels=(64, 128), residual_blocks=(0, 2), residual_ratio
 _F16 = ConvNetwork(multipliers=(1, 1, 2, 2, 4), attention_levels=(4,))
 _F8 = ConvNetwork(multipliers=(1, 2, 2, 4), attention_levels=(3,), z_channels=4)
 _F8_WIDE = ConvNetwork(multipliers=(1, 1, 2, 4), attention_levels=(3,))
-_F4_TINY = ConvNetwork(channels=32, multipliers=(1, 2, 2), residual_blocks=1, attention_levels=(2,), z_channels=32)
+_F4_TINY = ConvNetwork(channels=32, multipliers=(1, 1, 2), residual_blocks=1, attention_levels=(2,), z_channels=32)
 _DVAE = DvaeNetwork(multipliers=(1, 2, 4, 8))
 _DVAE_TINY = DvaeNetwork(channels=32, multipliers=(1, 2, 4), residual_blocks=1)
 _VIT_CODES = VectorQuantizerSection(dim=32, vocab_size=8192, metric="cosine")
@@ -118,7 +118,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _grid(_F8_WIDE, GumbelQuantizerSection(latent_dim=256, vocab_size=8192, dim=256)),
             "Esser et al. 2021, README of taming-transformers: OpenImages f8, Gumbel quantization",
         ),
-        "vqgan-tiny": Preset(_grid(_F4_TINY, _TINY_CODES), "VQGAN's network at 1.5 M parameters"),
+        "vqgan-tiny": Preset(_grid(_F4_TINY, _TINY_CODES), "VQGAN's network at 0.8 M parameters"),
         "vqgan-gumbel-tiny": Preset(
             _grid(_F4_TINY, GumbelQuantizerSection(latent_dim=16, vocab_size=1024, dim=16)),
             "vqgan-tiny with Gumbel quantization",
