@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from vqtok.images import PreprocessSpec as PreprocessSpec
     from vqtok.loading import build as build
     from vqtok.loading import load as load
+    from vqtok.quantizers import BinarySphericalQuantizer as BinarySphericalQuantizer
     from vqtok.quantizers import EmaQuantizer as EmaQuantizer
+    from vqtok.quantizers import FiniteScalarQuantizer as FiniteScalarQuantizer
     from vqtok.quantizers import GumbelQuantizer as GumbelQuantizer
     from vqtok.quantizers import IndexBackpropagationQuantizer as IndexBackpropagationQuantizer
+    from vqtok.quantizers import LookupFreeQuantizer as LookupFreeQuantizer
     from vqtok.quantizers import ProductQuantizer as ProductQuantizer
     from vqtok.quantizers import Quantizer as Quantizer
     from vqtok.quantizers import ResidualQuantizer as ResidualQuantizer
@@ -34,11 +37,14 @@ if TYPE_CHECKING:
     from vqtok.types import Tokens as Tokens
 
 _HOME = {
+    "BinarySphericalQuantizer": "quantizers",
     "EmaQuantizer": "quantizers",
+    "FiniteScalarQuantizer": "quantizers",
     "GumbelQuantizer": "quantizers",
     "HierarchicalTokenizer": "hierarchy",
     "ImageTokenizer": "image_tokenizer",
     "IndexBackpropagationQuantizer": "quantizers",
+    "LookupFreeQuantizer": "quantizers",
     "PreprocessSpec": "images",
     "ProductQuantizer": "quantizers",
     "Quantized": "types",

@@ -78,6 +78,7 @@ _F8 = ConvNetwork(multipliers=(1, 2, 2, 4), attention_levels=(3,), z_channels=4)
 _F8_WIDE = ConvNetwork(multipliers=(1, 1, 2, 4), attention_levels=(3,))
 _F4_TINY = ConvNetwork(channels=32, multipliers=(1, 1, 2), residual_blocks=1, attention_levels=(2,), z_channels=32)
 _DVAE = DvaeNetwork(multipliers=(1, 2, 4, 8))
+_DVAE_CODES = GumbelQuantizerSection(latent_dim=8192, vocab_size=8192, dim=128, projection=False)
 _DVAE_TINY = DvaeNetwork(channels=32, multipliers=(1, 2, 4), residual_blocks=1)
 _VIT_CODES = VectorQuantizerSection(dim=32, vocab_size=8192, metric="cosine")
 _VIT_S = VitNetwork(width=512, depth=8, heads=8, mlp_width=2048, patch=8)
@@ -124,7 +125,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "vqgan-tiny with Gumbel quantization",
         ),
         "rqvae-tiny": Preset(
-            _grid(_CIFAR, ResidualQuantizerSection(quantizers=(_TINY_CODES,), depth=4)),
+            _grid(_CIFAR, ResidualQuantizerSection(quantizers=(_TINY_CODES,), shared=4)),
             "vqvae-tiny with a shared codebook of four levels, as Lee et al. 2022",
         ),
         "dvae-f8-8192": Preset(

@@ -196,7 +196,7 @@ def test_only_the_command_reaches_the_benchmarks():
 
 
 def test_benchmarks_use_what_everybody_may_use():
-    public = {"ops", "errors", "images", "evaluation"} | set(import_module("vqtok").__all__)
+    public = {"ops", "errors", "images", "evaluation", "losses", "training"} | set(import_module("vqtok").__all__)
     wrong = [
         f"{path.relative_to(ROOT)}:{line}: {name}"
         for path in (ROOT / "benchmarks").glob("*.py")

@@ -12,13 +12,16 @@ import vqtok
 import vqtok.benchmarks
 
 PUBLIC = {
+    "BinarySphericalQuantizer": None,
     "EmaQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2', *, decay: 'float' = 0.99, "
     "epsilon: 'float' = 1e-05, revive_below: 'float' = 0.0, kmeans_iterations: 'int' = 0, "
     "gradient: 'Gradient' = 'straight-through') -> 'None'",
+    "FiniteScalarQuantizer": None,
     "GumbelQuantizer": None,
     "HierarchicalTokenizer": None,
     "ImageTokenizer": None,
     "IndexBackpropagationQuantizer": None,
+    "LookupFreeQuantizer": None,
     "PreprocessSpec": None,
     "ProductQuantizer": None,
     "Quantized": "(vectors: 'Tensor', codes: 'Tensor', losses: 'Mapping[str, Tensor]') -> None",
@@ -34,7 +37,7 @@ PUBLIC = {
     "Tokens": None,
     "VectorQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2', *, unit_latents: 'bool' = False, "
     "unit_vectors: 'bool' = False, gradient: 'Gradient' = 'straight-through', penalties: 'Sequence[Penalty]' = (), "
-    "temperature: 'float' = 0.01) -> 'None'",
+    "entropy_temperature: 'float' = 0.01) -> 'None'",
     "VqtokError": None,
     "build": "(preset: 'str', **options: 'Any') -> 'ImageTokenizer'",
     "load": "(model: 'str | os.PathLike[str] | None' = None, *, device: 'str | torch.device' = 'cpu', "

@@ -20,9 +20,12 @@ from vqtok.architecture.networks import TitokDecoderNetwork as TitokDecoderNetwo
 from vqtok.architecture.networks import TitokNetwork as TitokNetwork
 from vqtok.architecture.networks import VitNetwork as VitNetwork
 from vqtok.architecture.networks import Vqvae2NetworkSection as Vqvae2NetworkSection
+from vqtok.architecture.quantizers import BinarySphericalQuantizerSection as BinarySphericalQuantizerSection
 from vqtok.architecture.quantizers import EmaQuantizerSection as EmaQuantizerSection
+from vqtok.architecture.quantizers import FiniteScalarQuantizerSection as FiniteScalarQuantizerSection
 from vqtok.architecture.quantizers import GumbelQuantizerSection as GumbelQuantizerSection
 from vqtok.architecture.quantizers import IndexBackpropagationQuantizerSection as IndexBackpropagationQuantizerSection
+from vqtok.architecture.quantizers import LookupFreeQuantizerSection as LookupFreeQuantizerSection
 from vqtok.architecture.quantizers import ProductQuantizerSection as ProductQuantizerSection
 from vqtok.architecture.quantizers import ResidualQuantizerSection as ResidualQuantizerSection
 from vqtok.architecture.quantizers import SimQuantizerSection as SimQuantizerSection

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from vqtok.architecture.section import Codes, Section, Width, arguments
 from vqtok.quantizers import (
+    BinarySphericalQuantizer,
     EmaQuantizer,
+    FiniteScalarQuantizer,
     GumbelQuantizer,
     IndexBackpropagationQuantizer,
+    LookupFreeQuantizer,
     ProductQuantizer,
     Quantizer,
     ResidualQuantizer,
@@ -19,8 +23,9 @@ from vqtok.quantizers import (
 )
 
 Gradient = Literal["straight-through", "rotation"]
-Penalties = Annotated[tuple[Literal["entropy", "orthogonality"], ...], Field(max_length=2)]
-Positive = Annotated[float, Field(gt=0)]
+Penalties = Annotated[tuple[Literal["entropy", "diversity", "orthogonality"], ...], Field(max_length=3)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Bits = Annotated[int, Field(ge=1, le=62)]
 Parts = Annotated[tuple["QuantizerSection", ...], Field(min_length=1, max_length=64)]
 
 
@@ -35,7 +40,7 @@ class VectorQuantizerSection(Section):
     unit_vectors: bool = False
     gradient: Gradient = "straight-through"
     penalties: Penalties = ()
-    temperature: Positive = 0.01
+    entropy_temperature: Positive = 0.01
 
 
 class EmaQuantizerSection(Section):
@@ -58,7 +63,10 @@ class SimQuantizerSection(Section):
     type: Literal["sim"] = "sim"
     dim: Width
     vocab_size: Codes
+    bias: bool = False
     gradient: Gradient = "straight-through"
+    penalties: Penalties = ()
+    entropy_temperature: Positive = 0.01
 
 
 class IndexBackpropagationQuantizerSection(Section):
@@ -68,7 +76,7 @@ class IndexBackpropagationQuantizerSection(Section):
     dim: Width
     vocab_size: Codes
     penalties: Penalties = ()
-    temperature: Positive = 0.01
+    entropy_temperature: Positive = 0.01
 
 
 class GumbelQuantizerSection(Section):
@@ -79,17 +87,52 @@ class GumbelQuantizerSection(Section):
     vocab_size: Codes
     dim: Width
     projection: bool = True
-    relaxed: bool = False
+    hard: bool = True
+    temperature: Positive = 1.0
+
+
+class FiniteScalarQuantizerSection(Section):
+    """Arguments of `FiniteScalarQuantizer`."""
+
+    type: Literal["fsq"] = "fsq"
+    levels: Annotated[tuple[Annotated[int, Field(ge=2, le=1 << 16)], ...], Field(min_length=1, max_length=64)]
+    symmetric: bool = False
+
+
+class LookupFreeQuantizerSection(Section):
+    """Arguments of `LookupFreeQuantizer`."""
+
+    type: Literal["lfq"] = "lfq"
+    bits: Bits
+    endian: Literal["big", "little"] = "big"
+    scale: Positive = 1.0
+    temperature: Positive = 0.01
+    group_bits: Bits | None = None
+
+
+class BinarySphericalQuantizerSection(Section):
+    """Arguments of `BinarySphericalQuantizer`."""
+
+    type: Literal["bsq"] = "bsq"
+    bits: Bits
+    temperature: Positive = 1.0
+    group_bits: Bits = 9
 
 
 class ResidualQuantizerSection(Section):
-    """Arguments of `ResidualQuantizer`."""
+    """Arguments of `ResidualQuantizer`; a single quantizer with ``shared`` is that of so many levels."""
 
     type: Literal["residual"] = "residual"
     quantizers: Parts
-    depth: Annotated[int, Field(ge=1, le=64)] | None = None
-    dropout: bool = False
-    gradient: Gradient = "straight-through"
+    shared: Annotated[int, Field(ge=1, le=64)] = 1
+    dropout: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse several quantizers that shall each be shared."""
+        if self.shared > 1 and len(self.quantizers) > 1:
+            raise ValueError(f"expected a single quantizer to share, got {len(self.quantizers)}")
+        return self
 
 
 class ProductQuantizerSection(Section):
@@ -105,6 +148,9 @@ QuantizerSection = Annotated[
     | SimQuantizerSection
     | IndexBackpropagationQuantizerSection
     | GumbelQuantizerSection
+    | FiniteScalarQuantizerSection
+    | LookupFreeQuantizerSection
+    | BinarySphericalQuantizerSection
     | ResidualQuantizerSection
     | ProductQuantizerSection,
     Field(discriminator="type"),
@@ -118,6 +164,9 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "sim": SimQuantizer,
     "ibq": IndexBackpropagationQuantizer,
     "gumbel": GumbelQuantizer,
+    "fsq": FiniteScalarQuantizer,
+    "lfq": LookupFreeQuantizer,
+    "bsq": BinarySphericalQuantizer,
     "residual": ResidualQuantizer,
     "product": ProductQuantizer,
 }
@@ -127,5 +176,5 @@ def build_quantizer(section: Any) -> Quantizer:
     """Return the quantizer that a section describes, with fresh weights; a wrapper with those that it wraps."""
     options = arguments(section)
     if "quantizers" in options:
-        options["quantizers"] = [build_quantizer(inner) for inner in options["quantizers"]]
+        options["quantizers"] = [build_quantizer(x) for x in options["quantizers"]] * options.pop("shared", 1)
     return QUANTIZERS[section.type](**options)

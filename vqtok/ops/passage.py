@@ -1,6 +1,7 @@
-"""straight_through, rotate and pass_through: vectors forward, a gradient for the latents backward, and error terms.
+"""straight_through and rotate: code vectors forward, a gradient for the latents backward, and the two error terms.
 
-The first two give the same values; they differ in what the latents learn from the gradient of the vectors.
+Both give the same values; they differ in what the latents learn from the gradient of the vectors. pass_through is the
+passage alone, for values that are no rows of a codebook.
 """
 
 from __future__ import annotations
@@ -90,32 +91,36 @@ def rotate(latents: Tensor, codebook: Tensor, codes: Tensor) -> Quantized:
 
 
 def pass_through(values: Tensor, carrier: Tensor) -> Tensor:
-    """Return values, bit for bit, and let their gradient pass to another tensor.
-
-    What `straight_through` is for codebooks, for everything that is rounded, thresholded or sampled otherwise: the
-    gradient of the result reaches ``carrier`` as it is, and ``values`` not at all.
+    """Return values, bit for bit, whose whole gradient goes to the carrier.
 
     Args:
-        values: [...], what comes out.
-        carrier: [...] of the same shape, what learns; its dtype may be another.
+        values: float [...]; no gradient reaches them.
+        carrier: float [...], of the same shape, on the same device; of any floating dtype.
+
+    Returns:
+        [...], the values in their own dtype. The carrier's gradient is that of the result, rounded once to its dtype.
 
     Raises:
-        ConfigError: the shapes differ.
+        ConfigError: shapes, devices or dtypes do not fit.
 
     Source:
-        Bengio, Leonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons", 2013.
+        Bengio, Leonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
+        Computation", 2013, section 4: the straight-through estimator.
 
-    >>> latents = torch.tensor([0.3, -2.0], requires_grad=True)
+    >>> latents = torch.tensor([0.2, -3.0], requires_grad=True)
     >>> signs = pass_through(latents.sign(), latents)
-    >>> (signs * torch.tensor([2.0, 3.0])).sum().backward()
+    >>> (signs * torch.tensor([5.0, 7.0])).sum().backward()
     >>> signs.tolist(), latents.grad.tolist()
-    ([1.0, -1.0], [2.0, 3.0])
+    ([1.0, -1.0], [5.0, 7.0])
     """
-    if values.shape != carrier.shape:
+    if values.shape != carrier.shape or values.device != carrier.device:
         raise ConfigError(
-            f"expected values and carrier of one shape, got {list(values.shape)} and {list(carrier.shape)}"
+            f"expected values and carrier of one shape on one device, got {list(values.shape)} on {values.device} and "
+            f"{list(carrier.shape)} on {carrier.device}"
         )
-    return _PassThrough.apply(values, carrier)
+    if not (values.is_floating_point() and carrier.is_floating_point()):
+        raise ConfigError(f"expected values and carrier of floats, got {values.dtype} and {carrier.dtype}")
+    return _PassThrough.apply(values.detach(), carrier)
 
 
 def _passed(function: type[torch.autograd.Function], latents: Tensor, codebook: Tensor, codes: Tensor) -> Quantized:
@@ -142,22 +147,6 @@ class _StraightThrough(torch.autograd.Function):
         return _gradients(torch.ops.vqtok.straight_through_backward.default, ctx, gradients)
 
 
-class _PassThrough(torch.autograd.Function):
-    """Where pass_through meets autograd."""
-
-    @staticmethod
-    def forward(values: Tensor, carrier: Tensor) -> Tensor:
-        return values.clone()  # an output that is an input would be one tensor with two gradients
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.dtype = inputs[1].dtype
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, gradients[0].to(ctx.dtype)
-
-
 class _Rotate(torch.autograd.Function):
     """Where rotate meets autograd."""
 
@@ -173,6 +162,22 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         return _gradients(torch.ops.vqtok.rotate_backward.default, ctx, gradients)
+
+
+class _PassThrough(torch.autograd.Function):
+    """Where pass_through meets autograd; of the carrier only the dtype is kept."""
+
+    @staticmethod
+    def forward(values: Tensor, carrier: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0].to(ctx.dtype)
 
 
 def _gradients(of_latents: Any, ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None, None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from vqtok import ops
 from vqtok.errors import ConfigError
@@ -20,9 +21,8 @@ from vqtok.quantizers.base import (
     effective_codebook,
     effective_latents,
     nearest_row,
-    pass_rows,
+    passage,
 )
-from vqtok.quantizers.ranks import from_rank_0, summed_over_ranks
 from vqtok.types import Quantized
 
 
@@ -41,7 +41,8 @@ class EmaQuantizer(Quantizer):
         revive_below: a code whose share of the latents falls below this part of the mean share 1 / K is moved onto
             a latent of the batch; 0 switches revival off.
         kmeans_iterations: Lloyd iterations on the first training batch; 0 keeps the random codebook.
-        gradient: ``"straight-through"``, or ``"rotation"`` (Fifty et al. 2024), see `vqtok.ops.rotate`.
+        gradient: what latents learn from the gradient of their vectors: ``"straight-through"``, that gradient, or
+            ``"rotation"``, that gradient turned as the latent is onto its vector (Fifty et al. 2024).
 
     >>> import torch
     >>> vq = EmaQuantizer(dim=2, vocab_size=2, decay=0.0, epsilon=0.0)
@@ -82,9 +83,9 @@ class EmaQuantizer(Quantizer):
         self.dim = self.latent_dim = dim
         self.vocab_size = vocab_size
         self.metric: Metric = check_metric(metric)
-        self.gradient: Gradient = check_gradient(gradient)
         self.decay, self.epsilon = decay, epsilon
         self.revive_below, self.kmeans_iterations = revive_below, kmeans_iterations
+        self.gradient: Gradient = check_gradient(gradient)
         # Float32 whatever torch's default is: averages of small steps need the bits.
         codebook = torch.empty(vocab_size, dim, dtype=torch.float32).uniform_(-1, 1)
         self.register_buffer("codebook", codebook)
@@ -107,7 +108,7 @@ class EmaQuantizer(Quantizer):
         codebook = effective_codebook(self.codebook, self.metric)
         codes = nearest_row(latents, codebook, self.metric)
         latents = effective_latents(latents, self.metric)
-        quantized = pass_rows(self.gradient, latents, codebook, codes)
+        quantized = passage(self.gradient)(latents, codebook, codes)
         if self.training:
             self._learn(latents.detach(), codes)
         return Quantized(quantized.vectors, codes, {"commitment": quantized.losses["commitment"]})
@@ -127,8 +128,8 @@ class EmaQuantizer(Quantizer):
             counts, sums = ops.code_statistics(points, codes, self.vocab_size)
             means = effective_codebook(sums / counts.clamp(min=1)[:, None], self.metric)
             codebook = torch.where(counts[:, None] > 0, means, codebook)
-        self.codebook = from_rank_0(codebook)
-        self.cluster_size, self.cluster_sum = from_rank_0(counts.float()), from_rank_0(sums)
+        self.codebook = _from_rank_0(codebook)
+        self.cluster_size, self.cluster_sum = _from_rank_0(counts.float()), _from_rank_0(sums)
         self.started = torch.ones_like(self.started)
 
     @torch.no_grad()
@@ -143,8 +144,8 @@ class EmaQuantizer(Quantizer):
         counts, sums = ops.code_statistics(latents, codes, self.vocab_size)
         averages = ops.update_averages(
             ops.Averages(self.cluster_size, self.cluster_sum, self.codebook),
-            summed_over_ranks(counts.float()),
-            summed_over_ranks(sums),
+            _summed_over_ranks(counts.float()),
+            _summed_over_ranks(sums),
             decay=self.decay,
             epsilon=self.epsilon,
             unit=self.metric == "cosine",
@@ -155,9 +156,22 @@ class EmaQuantizer(Quantizer):
 
     def _revive(self, latents: Tensor, mean_size: Tensor) -> None:
         picks = torch.randint(max(1, len(latents)), (self.vocab_size,), device=latents.device)
-        fresh = from_rank_0(latents[picks].float() if len(latents) else self.codebook)
+        fresh = _from_rank_0(latents[picks].float() if len(latents) else self.codebook)
         dead = self.cluster_size < self.revive_below * mean_size
         self.codebook = torch.where(dead[:, None], fresh, self.codebook)
         self.cluster_sum = torch.where(dead[:, None], fresh * mean_size, self.cluster_sum)
         # A revived code starts as an average one: it gets time to win latents before it can die again.
         self.cluster_size = torch.where(dead, mean_size, self.cluster_size)
+
+
+def _summed_over_ranks(x: Tensor) -> Tensor:
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(x)
+    return x
+
+
+def _from_rank_0(x: Tensor) -> Tensor:
+    if dist.is_available() and dist.is_initialized():
+        x = x.contiguous()
+        dist.broadcast(x, 0)
+    return x

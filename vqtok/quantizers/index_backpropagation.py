@@ -1,4 +1,7 @@
-"""Index backpropagation quantization: every code learns from every latent, through the softmax (Shi et al. 2024)."""
+"""Index backpropagation: the choice of the code is learnt too.
+
+Shi et al. 2024, "Scalable Image Tokenization with Index Backpropagation Quantization" (IBQ).
+"""
 
 from __future__ import annotations
 
@@ -6,43 +9,56 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vqtok import ops
-from vqtok.quantizers.base import Quantizer, check_space
-from vqtok.quantizers.penalties import Penalty, blocks, check_penalties, choose, penalty_losses
+from vqtok.quantizers.assignment import through_index
+from vqtok.quantizers.base import Quantizer, check_positive, check_space, squared_error
+from vqtok.quantizers.penalties import Penalty, check_penalties, penalty_losses
 from vqtok.types import Quantized
 
 
 class IndexBackpropagationQuantizer(Quantizer):
-    """The row with the greatest inner product; gradients pass through the softmax of all inner products.
+    """The row with the greatest product; gradients through the softmax of all products to every row.
 
-    Its loss of three terms is, by name and with the publisher's weights, ``quantization`` (1): the mean of
-    ``(q - z)^2`` with q learning through the softmax; ``commitment`` (1) and ``codebook`` (0.25), as elsewhere.
+    With p the softmax of the products ``z.e_k``, h the one-hot vector of the chosen code k, and E the rows, vectors are
+    ``E^T h`` forward and learn as ``E^T (h + p - sg[p])``: see `through_index`. They do not pass straight through.
+
+    The paper's loss is the sum of three mean squared differences, here by name with their published weights:
+
+    - ``index``, weight 1: of the vectors with this gradient, from the latents;
+    - ``commitment``, weight 1: of the rows held constant, from the latents;
+    - ``codebook``, weight 0.25: of the rows, from the latents held constant.
 
     Args:
         dim: length D of a vector.
         vocab_size: number of codes K.
-        penalties: further losses: ``"entropy"`` gives ``entropy`` and ``diversity``, ``"orthogonality"`` its own.
-        temperature: of the entropy penalty's soft choices.
+        penalties: further losses, for which see `penalty_losses`; published: ``entropy`` and ``diversity``, of the
+            softmax of ``z.e_k / temperature``, with weight 0.05 each.
+        entropy_temperature: of that softmax (published: 0.01).
 
-    Source:
-        Shi et al., "Scalable Image Tokenization with Index Backpropagation Quantization", 2024, equations 5 to 7.
-
-    >>> vq = IndexBackpropagationQuantizer(dim=2, vocab_size=4)
-    >>> sorted(vq(torch.zeros(3, 2)).losses)
-    ['codebook', 'commitment', 'quantization']
+    >>> import torch
+    >>> ibq = IndexBackpropagationQuantizer(dim=2, vocab_size=4)
+    >>> out = ibq(torch.ones(3, 2))
+    >>> out.vectors.sum().backward()
+    >>> sorted(out.losses), ibq.codebook.grad.ne(0).all().item()
+    (['codebook', 'commitment', 'index'], True)
     """
 
     def __init__(
-        self, dim: int, vocab_size: int, *, penalties: Sequence[Penalty] = (), temperature: float = 0.01
+        self,
+        dim: int,
+        vocab_size: int,
+        *,
+        penalties: Sequence[Penalty] = (),
+        entropy_temperature: float = 0.01,
     ) -> None:
         super().__init__()
         check_space(dim, vocab_size)
         self.dim = self.latent_dim = dim
         self.vocab_size = vocab_size
-        self.penalties, self.temperature = check_penalties(penalties, temperature), temperature
-        self.codebook = nn.Parameter(torch.empty(vocab_size, dim).uniform_(-1 / vocab_size, 1 / vocab_size))
+        self.penalties = check_penalties(penalties)
+        self.entropy_temperature = check_positive("entropy_temperature", entropy_temperature)
+        self.codebook = nn.Parameter(torch.randn(vocab_size, dim))
 
     def encode(self, latents: Tensor) -> Tensor:
         """Return codes int64 [...] of latents [..., D]."""
@@ -53,22 +69,12 @@ class IndexBackpropagationQuantizer(Quantizer):
         return self.codebook[codes]
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize latents [..., D]; losses ``quantization``, ``commitment`` and ``codebook``."""
+        """Quantize latents [..., D]; losses ``index``, ``commitment`` and ``codebook``, and penalties."""
         codes = self.encode(latents)
-        losses = ops.straight_through(latents, self.codebook, codes).losses
-        vectors = self._chosen(latents.reshape(-1, self.dim), codes.reshape(-1)).reshape(latents.shape)
-        quantization = (vectors - latents).square().mean() if vectors.numel() else vectors.sum()
-        penalties = penalty_losses(self.penalties, latents, self.codebook, self.temperature)
-        return Quantized(vectors, codes, {"quantization": quantization, **losses, **penalties})
-
-    def _chosen(self, latents: Tensor, codes: Tensor) -> Tensor:
-        """Return the rows chosen by latents [N, D], block by block: probabilities are made anew for the gradient."""
-        parts = [
-            checkpoint(_choose, block, self.codebook, picked, use_reentrant=False)
-            for block, picked in zip(blocks(latents, self.vocab_size), blocks(codes, self.vocab_size), strict=True)
-        ]
-        return torch.cat(parts)
-
-
-def _choose(latents: Tensor, codebook: Tensor, codes: Tensor) -> Tensor:
-    return choose((latents.float() @ codebook.T).softmax(dim=1), codebook, codes)
+        vectors = through_index(latents, self.codebook, codes)
+        losses = {
+            "index": squared_error(latents, vectors),
+            **ops.straight_through(latents, self.codebook, codes).losses,
+        }
+        further = penalty_losses(self.penalties, latents, self.codebook, "dot", self.entropy_temperature)
+        return Quantized(vectors, codes, {**losses, **further})

@@ -15,11 +15,12 @@ from vqtok.quantizers.base import (
     Quantizer,
     check_gradient,
     check_metric,
+    check_positive,
     check_space,
     effective_codebook,
     effective_latents,
     nearest_row,
-    pass_rows,
+    passage,
 )
 from vqtok.quantizers.penalties import Penalty, check_penalties, penalty_losses
 from vqtok.types import Quantized
@@ -36,9 +37,11 @@ class VectorQuantizer(Quantizer):
         unit_latents: with ``"l2"``, normalise the latents and not the codebook (LaVIT, Jin et al. 2023).
         unit_vectors: with ``"l2"``, compare with the codebook's rows as they are, and hand them out normalised
             (transformers' Janus).
-        gradient: ``"straight-through"``, or ``"rotation"`` (Fifty et al. 2024), see `vqtok.ops.rotate`.
-        penalties: further losses: ``"entropy"`` gives ``entropy`` and ``diversity``, ``"orthogonality"`` its own.
-        temperature: of the entropy penalty's soft choices.
+        gradient: what latents learn from the gradient of their vectors: ``"straight-through"``, that gradient, or
+            ``"rotation"``, that gradient turned as the latent is onto its vector (Fifty et al. 2024).
+        penalties: further losses, for which see `penalty_losses`; each costs about another lookup, forward and
+            backward.
+        entropy_temperature: of the softmax over codes in ``entropy`` and ``diversity`` (published: 0.01).
 
     >>> import torch
     >>> vq = VectorQuantizer(dim=2, vocab_size=4)
@@ -57,7 +60,7 @@ class VectorQuantizer(Quantizer):
         unit_vectors: bool = False,
         gradient: Gradient = "straight-through",
         penalties: Sequence[Penalty] = (),
-        temperature: float = 0.01,
+        entropy_temperature: float = 0.01,
     ) -> None:
         super().__init__()
         check_space(dim, vocab_size)
@@ -68,7 +71,8 @@ class VectorQuantizer(Quantizer):
         self.metric: Metric = check_metric(metric)
         self.unit_latents, self.unit_vectors = unit_latents, unit_vectors
         self.gradient: Gradient = check_gradient(gradient)
-        self.penalties, self.temperature = check_penalties(penalties, temperature), temperature
+        self.penalties = check_penalties(penalties)
+        self.entropy_temperature = check_positive("entropy_temperature", entropy_temperature)
         self.codebook = nn.Parameter(torch.empty(vocab_size, dim).uniform_(-1 / vocab_size, 1 / vocab_size))
 
     def encode(self, latents: Tensor) -> Tensor:
@@ -77,20 +81,25 @@ class VectorQuantizer(Quantizer):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return codebook rows [..., D]; unit vectors when the metric is cosine, or with ``unit_vectors``."""
-        return self._vectors()[codes]
+        return self._handed_out(effective_codebook(self.codebook, self.metric))[codes]
 
     def forward(self, latents: Tensor) -> Quantized:
-        """Quantize latents [..., D]; losses ``codebook`` and ``commitment`` (equation 3, without beta)."""
+        """Quantize latents [..., D]; losses ``codebook`` and ``commitment`` (equation 3, without beta), and penalties.
+
+        Penalties are of what is compared: latents and rows as they are, or of unit length when the metric is cosine.
+        """
         latents = self._compared(latents)
         compared = effective_codebook(self.codebook, self.metric)
         codes = nearest_row(latents, compared, self.metric)
         latents = effective_latents(latents, self.metric)
-        quantized = pass_rows(self.gradient, latents, self._vectors(), codes)
-        penalties = penalty_losses(self.penalties, latents, compared, self.temperature)
-        return Quantized(quantized.vectors, codes, {**quantized.losses, **penalties})
+        quantized = passage(self.gradient)(latents, self._handed_out(compared), codes)
+        if not self.penalties:
+            return quantized
+        further = penalty_losses(self.penalties, latents, compared, "l2", self.entropy_temperature)
+        return Quantized(quantized.vectors, codes, {**quantized.losses, **further})
 
     def _compared(self, latents: Tensor) -> Tensor:
         return ops.normalize_latents(latents) if self.unit_latents else latents
 
-    def _vectors(self) -> Tensor:
-        return effective_codebook(self.codebook, "cosine" if self.unit_vectors else self.metric)
+    def _handed_out(self, compared: Tensor) -> Tensor:
+        return effective_codebook(compared, "cosine") if self.unit_vectors else compared
