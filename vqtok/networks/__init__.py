@@ -6,7 +6,11 @@ from vqtok.networks.discriminators import PatchDiscriminator as PatchDiscriminat
 from vqtok.networks.discriminators import StyleDiscriminator as StyleDiscriminator
 from vqtok.networks.dvae import DvaeDecoder as DvaeDecoder
 from vqtok.networks.dvae import DvaeEncoder as DvaeEncoder
+from vqtok.networks.eva import EvaVit as EvaVit
+from vqtok.networks.feature_decoder import FeatureDecoder as FeatureDecoder
+from vqtok.networks.merger import Merger as Merger
 from vqtok.networks.reach import reach as reach
+from vqtok.networks.selector import Selector as Selector
 from vqtok.networks.small import SmallDecoder as SmallDecoder
 from vqtok.networks.small import SmallEncoder as SmallEncoder
 from vqtok.networks.vit import VitDecoder as VitDecoder
