@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from vqtok import store
+from vqtok import adapters, store
 from vqtok.architecture import (
     DECODERS,
     ENCODERS,
@@ -62,19 +63,25 @@ def load(
     *,
     device: str | torch.device = "cpu",
     precision: Precision = "float32",
+    family: str | None = None,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
 ) -> ImageTokenizer:
-    """Load a tokenizer in eval mode. Nothing in the folder is ever executed, and nothing is downloaded.
+    """Load a tokenizer in eval mode. Nothing in the file is ever executed, and nothing is downloaded.
 
     Args:
-        model: a model folder (``config.json`` and ``model.safetensors``); the embedded default tokenizer if left out.
+        model: a model folder (``config.json`` and ``model.safetensors``), or a published checkpoint of another
+            program: its file, or its folder. The embedded default tokenizer if left out.
         device: where to put it.
         precision: ``"float32"``, or ``"bfloat16"``: faster, other codes near ties.
+        family: whose checkpoint it is, a key of `vqtok.adapters.FAMILIES`; told from names and shapes where they can.
+        config: the publisher's own configuration, a mapping or the path of its yaml or json, for what shapes cannot
+            tell; one that lies beside the checkpoint is found.
 
     Raises:
-        InputError: there is no such folder.
-        ConfigError: its configuration is refused.
-        MismatchError: its tensors are not those of its configuration, or it is of another format version.
-        IntegrityError: its weights are damaged.
+        InputError: there is no such folder or file, or it is no checkpoint.
+        ConfigError: its configuration is refused, or its family cannot be told.
+        MismatchError: its tensors are not those of its configuration or family, or it is of another format version.
+        IntegrityError: its weights are damaged, or the file names something that no checkpoint needs.
         ResourceError: the device is not there.
 
     >>> load().vocab_size
@@ -86,8 +93,10 @@ def load(
     if model is None:
         with resources.as_file(resources.files("vqtok") / "assets" / DEFAULT_MODEL) as folder:
             tokenizer = _load_folder(folder)
-    else:
+    elif family is None and config is None and _is_ours(Path(model)):
         tokenizer = _load_folder(Path(model))
+    else:
+        tokenizer = _load_foreign(Path(model), family, config)
     tokenizer.precision = precision
     return tokenizer.to(target).eval()
 
@@ -107,26 +116,57 @@ def find_device(device: str | torch.device) -> torch.device:
     return target
 
 
+def _is_ours(path: Path) -> bool:
+    """Tell whether a path is a model folder, or what is nothing of anybody's and so shall be refused as one."""
+    if not path.is_dir():
+        return not path.is_file()
+    config = path / "config.json"
+    return not any(path.iterdir()) or (config.exists() and (FORMAT.split("/")[0] in config.read_text(errors="replace")))
+
+
 def _load_folder(folder: Path) -> ImageTokenizer:
     try:
         kind = os.stat(folder).st_mode
-        found = "" if stat.S_ISDIR(kind) else "a file"
+        found = "" if stat.S_ISDIR(kind) else "a pipe or device"
     except OSError as error:
         found = "nothing of that name" if isinstance(error, FileNotFoundError) else str(error.strerror)
     if found:
-        raise InputError(f"{str(folder)!r}: expected a model folder (config.json, model.safetensors), found {found}")
+        raise InputError(
+            f"{str(folder)!r}: expected a model folder (config.json, model.safetensors) or a checkpoint, found {found}"
+        )
     config = store.read_config(folder)
     config.pop("weights", None)
     if (came := config.pop("format", None)) != FORMAT:
         raise MismatchError(f"{str(folder)!r}: expected a model of format {FORMAT!r}, got {came!r}")
     card = read_section(ModelCard, config, str(folder / "config.json"))
+    tokenizer = _hollow(card)
+    weights = store.read_weights(folder, _shapes(tokenizer))
+    return _filled(tokenizer, {name: torch.from_numpy(x) for name, x in weights.items()})
+
+
+def _load_foreign(
+    path: Path, family: str | None, config: str | os.PathLike[str] | Mapping[str, Any] | None
+) -> ImageTokenizer:
+    found = adapters.open_checkpoint(path, family=family, config=config)
+    tokenizer = _hollow(found.card)
+    return _filled(tokenizer, found.weights(_shapes(tokenizer)))
+
+
+def _hollow(card: ModelCard) -> ImageTokenizer:
     with torch.device("meta"):  # no time is spent on random weights that are replaced at once
-        tokenizer = assemble(card)
-    weights = store.read_weights(folder, {name: tuple(x.shape) for name, x in tokenizer.inference_tensors().items()})
+        return assemble(card)
+
+
+def _shapes(tokenizer: ImageTokenizer) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in tokenizer.inference_tensors().items()}
+
+
+def _filled(tokenizer: ImageTokenizer, weights: Mapping[str, torch.Tensor]) -> ImageTokenizer:
+    """Give a hollow tokenizer its weights; what only training reads begins anew."""
     state = {
         name: torch.zeros(x.shape, dtype=x.dtype) for name, x in tokenizer.state_dict().items() if name not in weights
     }
-    tokenizer.load_state_dict(state | {name: torch.from_numpy(x) for name, x in weights.items()}, assign=True)
+    tokenizer.load_state_dict(state | dict(weights), assign=True)
     for module in tokenizer.modules():
         if isinstance(module, EmaQuantizer):
             module.adopt_codebook()

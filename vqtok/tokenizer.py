@@ -184,6 +184,8 @@ class Tokenizer(ImageTokenizer):
         """Raise MismatchError unless the tokens can be this model's; without a fingerprint, shapes must do."""
         self.check_origin(tokens)
         full = (np.diff(tokens.offsets) == tokens.grids.prod(axis=1)) & (tokens.grids[:, 0] == self.quantizer.codebooks)
-        if not full.all() or (-(-tokens.sizes // self.factor) != tokens.grids[:, 1:]).any():
+        # Some encoders give every image one grid, which stands for no places in it.
+        grids = getattr(self.encoder, "token_grid", -(-tokens.sizes // self.factor))
+        if not full.all() or (grids != tokens.grids[:, 1:]).any():
             codes = "one token" if self.quantizer.codebooks == 1 else f"{self.quantizer.codebooks} tokens"
             raise MismatchError(f"expected grids of {codes} for {self.factor} x {self.factor} pixels, got others")

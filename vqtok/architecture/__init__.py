@@ -9,8 +9,14 @@ from vqtok.architecture.models import ModelCard as ModelCard
 from vqtok.architecture.models import override as override
 from vqtok.architecture.networks import DECODERS as DECODERS
 from vqtok.architecture.networks import ENCODERS as ENCODERS
+from vqtok.architecture.networks import AbsentNetwork as AbsentNetwork
 from vqtok.architecture.networks import ConvNetwork as ConvNetwork
+from vqtok.architecture.networks import Emu3Network as Emu3Network
+from vqtok.architecture.networks import MaskgitNetwork as MaskgitNetwork
 from vqtok.architecture.networks import SmallNetwork as SmallNetwork
+from vqtok.architecture.networks import TitokDecoderNetwork as TitokDecoderNetwork
+from vqtok.architecture.networks import TitokNetwork as TitokNetwork
+from vqtok.architecture.networks import VitNetwork as VitNetwork
 from vqtok.architecture.quantizers import EmaQuantizerSection as EmaQuantizerSection
 from vqtok.architecture.quantizers import VectorQuantizerSection as VectorQuantizerSection
 from vqtok.architecture.quantizers import build_quantizer as build_quantizer

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from vqtok.architecture.networks import Network
+from vqtok.architecture.networks import DECODERS, ENCODERS, Network
 from vqtok.architecture.quantizers import QuantizerSection
 from vqtok.architecture.section import Section, read_section
 from vqtok.errors import ConfigError
@@ -35,7 +35,9 @@ class Architecture(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        """Refuse parts of different factors."""
+        """Refuse parts of different factors, and parts in each other's place."""
+        if self.encoder.type not in ENCODERS or self.decoder.type not in DECODERS:
+            raise ValueError(f"expected an encoder and a decoder, got {self.encoder.type!r} and {self.decoder.type!r}")
         factors = (self.encoder.factor, self.decoder.factor, self.preprocess.multiple)
         if len(set(factors)) > 1:
             raise ValueError(f"expected one factor, got {factors} of encoder, decoder and preprocess.multiple")

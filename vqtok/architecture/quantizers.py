@@ -17,6 +17,8 @@ class VectorQuantizerSection(Section):
     dim: Width
     vocab_size: Codes
     metric: Literal["l2", "cosine"] = "l2"
+    unit_latents: bool = False
+    unit_vectors: bool = False
 
 
 class EmaQuantizerSection(Section):

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vqtok.errors import ConfigError
+
 
 class Normalize(nn.GroupNorm):
-    """GroupNorm with 32 groups and eps 1e-6; the input is made contiguous.
+    """GroupNorm with eps 1e-6, of 32 groups unless said otherwise; the input is made contiguous.
 
     torch's own kernel for ``channels_last`` on the CPU loses flat images to cancellation.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(32, channels, eps=1e-6)
+    def __init__(self, channels: int, groups: int = 32) -> None:
+        super().__init__(groups, channels, eps=1e-6)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise [B, channels, h, w]."""
@@ -26,11 +28,11 @@ class Normalize(nn.GroupNorm):
 class ResidualBlock(nn.Module):
     """Norm, SiLU, 3x3, twice, and the input added (through a 1x1 when the width changes)."""
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm1 = Normalize(channels)
+        self.norm1 = Normalize(channels, groups)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2 = Normalize(out_channels)
+        self.norm2 = Normalize(out_channels, groups)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
@@ -44,9 +46,9 @@ class ResidualBlock(nn.Module):
 class Attention(nn.Module):
     """One head of self-attention over all positions, and the input added; [B, channels, h, w] in and out."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm = Normalize(channels)
+        self.norm = Normalize(channels, groups)
         self.query = nn.Conv2d(channels, channels, 1)
         self.key = nn.Conv2d(channels, channels, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -84,30 +86,49 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def _level(channels: int, out_channels: int, blocks: int, attention: bool) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for before, after in pairwise((channels, *(out_channels,) * blocks)):
-        layers.append(ResidualBlock(before, after))
-        if attention:
-            layers.append(Attention(after))
-    return nn.Sequential(*layers)
+class Level(nn.Module):
+    """Residual blocks of one scale, each followed by attention or none; [B, channels, h, w] to [B, out_channels, h, w].
+
+    Blocks and attentions are numbered apart, as publishers number them, so that names say nothing of what lies between.
+    """
+
+    def __init__(self, channels: int, out_channels: int, blocks: int, attention: bool, groups: int) -> None:
+        super().__init__()
+        widths = pairwise((channels, *(out_channels,) * blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(before, after, groups) for before, after in widths)
+        self.attentions = nn.ModuleList(Attention(out_channels, groups) for _ in range(blocks * attention))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the blocks."""
+        for block, attention in zip_longest(self.blocks, self.attentions):
+            x = block(x)
+            if attention is not None:
+                x = attention(x)
+        return x
 
 
-def _middle(channels: int) -> nn.Sequential:
-    return nn.Sequential(ResidualBlock(channels, channels), Attention(channels), ResidualBlock(channels, channels))
+def _middle(channels: int, attention: bool, groups: int) -> nn.Sequential:
+    return nn.Sequential(
+        ResidualBlock(channels, channels, groups),
+        Attention(channels, groups) if attention else nn.Identity(),
+        ResidualBlock(channels, channels, groups),
+    )
 
 
 class ConvEncoder(nn.Module):
     """Pixels [B, 3, H, W] to latents [B, dim, H / f, W / f], f = 2^(levels - 1).
 
     Args:
-        channels: base width; a multiple of 32, as every width here.
+        channels: base width; a multiple of ``groups``, as every width here.
         multipliers: width of each level as a multiple of ``channels``, finest first.
         residual_blocks: blocks a level.
         attention_levels: levels (0 = finest) whose blocks are followed by attention. The publishers' configurations
             give resolutions instead: attention at 16 for images of 256 is level 4.
         z_channels: width of the bottleneck before the 1x1 convolution to ``dim``.
         dim: channels of the latents.
+        groups: groups of every GroupNorm.
+        middle_attention: whether there is attention between the two blocks at the coarsest scale.
+        stem: width of the first convolution as a multiple of ``channels``.
         in_channels: channels of the pixels.
 
     >>> import torch
@@ -126,18 +147,21 @@ class ConvEncoder(nn.Module):
         attention_levels: Sequence[int],
         z_channels: int,
         dim: int,
+        groups: int = 32,
+        middle_attention: bool = True,
+        stem: int = 1,
         in_channels: int = 3,
     ) -> None:
         super().__init__()
-        widths = [channels, *(channels * m for m in multipliers)]
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1)
+        widths = [channels * m for m in (stem, *multipliers)]
+        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.levels = nn.ModuleList(
-            _level(before, after, residual_blocks, i in attention_levels)
+            Level(before, after, residual_blocks, i in attention_levels, groups)
             for i, (before, after) in enumerate(pairwise(widths))
         )
         self.downsamples = nn.ModuleList(Downsample(width) for width in widths[1:-1])
-        self.middle = _middle(widths[-1])
-        self.norm_out = Normalize(widths[-1])
+        self.middle = _middle(widths[-1], middle_attention, groups)
+        self.norm_out = Normalize(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
         self.to_latents = nn.Conv2d(z_channels, dim, 1)
 
@@ -153,7 +177,8 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """Latents [B, dim, h, w] to pixels [B, 3, h * f, w * f], f = 2^(levels - 1).
 
-    Takes the arguments of `ConvEncoder`, levels finest first too; each level has one block more than the encoder's.
+    Takes the arguments of `ConvEncoder`, levels finest first too; each level has one block more than the encoder's, and
+    the last convolution takes what the finest level gives, whatever ``stem`` is.
 
     >>> import torch
     >>> decoder = ConvDecoder(channels=32, multipliers=(1, 2), residual_blocks=1, attention_levels=(1,),
@@ -171,6 +196,9 @@ class ConvDecoder(nn.Module):
         attention_levels: Sequence[int],
         z_channels: int,
         dim: int,
+        groups: int = 32,
+        middle_attention: bool = True,
+        stem: int = 1,
         out_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -178,20 +206,48 @@ class ConvDecoder(nn.Module):
         widths.append(widths[-1])
         self.from_latents = nn.Conv2d(dim, z_channels, 1)
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.middle = _middle(widths[-1])
+        self.middle = _middle(widths[-1], middle_attention, groups)
         # Level i of the list is the publisher's level i: the finest comes first, and the forward runs from the last.
         self.levels = nn.ModuleList(
-            _level(before, after, residual_blocks + 1, i in attention_levels)
+            Level(before, after, residual_blocks + 1, i in attention_levels, groups)
             for i, (after, before) in enumerate(pairwise(widths))
         )
-        self.upsamples = nn.ModuleList(Upsample(width) for width in widths[1:-1])
-        self.norm_out = Normalize(widths[0])
+        self.upsamples = nn.ModuleList((nn.Identity(), *(Upsample(width) for width in widths[1:-1])))
+        self.norm_out = Normalize(widths[0], groups)
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents [B, dim, h, w]."""
         x = self.middle(self.conv_in(self.from_latents(latents)))
-        upsamples = (nn.Identity(), *self.upsamples)
-        for level, upsample in zip(reversed(self.levels), reversed(upsamples), strict=True):
+        for level, upsample in zip(reversed(self.levels), reversed(self.upsamples), strict=True):
             x = upsample(level(x))
         return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class AbsentDecoder(nn.Module):
+    """The place of a decoder that was not published: no more of it than its first projection, and it refuses to run.
+
+    Args:
+        dim: channels of the codebook vectors.
+        z_channels: channels of what the missing decoder takes.
+        factor: pixels a vector, each way, that it would give.
+
+    >>> AbsentDecoder(dim=4, z_channels=6, factor=16).from_latents.weight.shape
+    torch.Size([6, 4, 1, 1])
+    """
+
+    def __init__(self, *, dim: int, z_channels: int, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+        self.from_latents = nn.Conv2d(dim, z_channels, 1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Refuse.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError(
+            "expected a tokenizer with a decoder, but this checkpoint was published without one: it can tokenize only. "
+            "Load a checkpoint that has the decoder"
+        )

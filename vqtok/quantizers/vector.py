@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtok import ops
+from vqtok.errors import ConfigError
 from vqtok.quantizers.base import (
     Metric,
     Quantizer,
@@ -26,6 +27,9 @@ class VectorQuantizer(Quantizer):
         vocab_size: number of codes K.
         metric: ``"l2"`` as in the paper, or ``"cosine"``: latents and codebook are normalised
             (ViT-VQGAN, Yu et al. 2021, section 3.2).
+        unit_latents: with ``"l2"``, normalise the latents and not the codebook (LaVIT, Jin et al. 2023).
+        unit_vectors: with ``"l2"``, compare with the codebook's rows as they are, and hand them out normalised
+            (transformers' Janus).
 
     >>> import torch
     >>> vq = VectorQuantizer(dim=2, vocab_size=4)
@@ -34,24 +38,41 @@ class VectorQuantizer(Quantizer):
     (torch.Size([3, 5]), ['codebook', 'commitment'])
     """
 
-    def __init__(self, dim: int, vocab_size: int, metric: Metric = "l2") -> None:
+    def __init__(
+        self,
+        dim: int,
+        vocab_size: int,
+        metric: Metric = "l2",
+        *,
+        unit_latents: bool = False,
+        unit_vectors: bool = False,
+    ) -> None:
         super().__init__()
         check_space(dim, vocab_size)
+        if metric == "cosine" and (unit_latents or unit_vectors):
+            raise ConfigError("expected unit_latents and unit_vectors with metric 'l2' only: cosine normalises both")
         self.dim = self.latent_dim = dim
         self.vocab_size = vocab_size
         self.metric: Metric = check_metric(metric)
+        self.unit_latents, self.unit_vectors = unit_latents, unit_vectors
         self.codebook = nn.Parameter(torch.empty(vocab_size, dim).uniform_(-1 / vocab_size, 1 / vocab_size))
 
     def encode(self, latents: Tensor) -> Tensor:
         """Return codes int64 [...] of latents [..., D]."""
-        return ops.nearest_code(latents, self.codebook, metric=self.metric)
+        return ops.nearest_code(self._compared(latents), self.codebook, metric=self.metric)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return codebook rows [..., D]; unit vectors when the metric is cosine."""
-        return effective_codebook(self.codebook, self.metric)[codes]
+        """Return codebook rows [..., D]; unit vectors when the metric is cosine, or with ``unit_vectors``."""
+        return self._vectors()[codes]
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents [..., D]; losses ``codebook`` and ``commitment`` (equation 3, without beta)."""
-        codebook = effective_codebook(self.codebook, self.metric)
-        codes = nearest_row(latents, codebook, self.metric)
-        return ops.straight_through(effective_latents(latents, self.metric), codebook, codes)
+        latents = self._compared(latents)
+        codes = nearest_row(latents, effective_codebook(self.codebook, self.metric), self.metric)
+        return ops.straight_through(effective_latents(latents, self.metric), self._vectors(), codes)
+
+    def _compared(self, latents: Tensor) -> Tensor:
+        return ops.normalize_latents(latents) if self.unit_latents else latents
+
+    def _vectors(self) -> Tensor:
+        return effective_codebook(self.codebook, "cosine" if self.unit_vectors else self.metric)

@@ -1,0 +1,148 @@
+"""Published layouts, small and with random weights: our numbers are those that the publishers' own code gave.
+
+Each case folder holds a checkpoint in the publisher's container, inputs, and what the publisher's code gave of them;
+its `meta.json` has tolerances: ten times the noise of that code itself. Some cases lie in tests/golden; more, where
+they are at hand, in a folder beside the repository.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vqtok
+from vqtok import adapters
+from vqtok.adapters import FAMILIES
+from vqtok.adapters.containers import read_tensor
+from vqtok.adapters.files import find_parts
+from vqtok.adapters.rules import Drop, _compiled
+
+ROOT = Path(__file__).parents[2]
+PLACES = (
+    ROOT / "tests" / "golden" / "checkpoints",
+    ROOT / "tests" / "golden" / "published",
+    ROOT.parent / "shared" / "parity",
+)
+
+
+def case_folders():
+    found = {}
+    for place in PLACES:
+        for meta in sorted(place.glob("**/meta.json")):
+            about = json.loads(meta.read_text())
+            if about["family"] in FAMILIES:
+                found.setdefault(f"{about['family']}-{about['case']}", meta.parent)
+    return found
+
+
+CASES = case_folders()
+cases = pytest.mark.parametrize("case", CASES)
+
+
+@cache
+def about(case):
+    return json.loads((CASES[case] / "meta.json").read_text())
+
+
+@cache
+def expected(case):
+    with np.load(CASES[case] / "expected.npz") as arrays:
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def checkpoint(case):
+    weights = about(case)["container"]["weights"]
+    return CASES[case] / weights if isinstance(weights, str) else CASES[case]
+
+
+@cache
+def loaded(case):
+    return vqtok.load(checkpoint(case))
+
+
+def pixels(case):
+    return torch.from_numpy(np.load(CASES[case] / "input.npy"))
+
+
+def as_grid(array, grid):
+    """Bring the publisher's [B, D, h, w] or [B, N, D] to [B, h, w, D]."""
+    return array.permute(0, 2, 3, 1) if array.ndim == 4 else array.unflatten(1, grid)
+
+
+def close(came, case, name, grid=None):
+    wanted = expected(case)[name] if grid is None else as_grid(expected(case)[name], grid)
+    torch.testing.assert_close(came, wanted, rtol=0, atol=about(case)["tolerance"][name]["atol"])
+
+
+def test_cases_are_found():
+    assert {"hf_chameleon_vq", "hf_janus_vq"} <= {about(case)["family"] for case in CASES}
+
+
+@cases
+def test_numbers_are_the_publishers(case):
+    tokenizer = loaded(case)
+    with torch.inference_mode():
+        grid = tuple(expected(case)["indices"].shape[1:])
+        latents = tokenizer.latents(pixels(case))
+        close(latents, case, "latents", grid)
+        codes = tokenizer.quantizer.encode(latents)
+        assert torch.equal(codes, expected(case)["indices"])
+        close(tokenizer.quantizer.decode(codes), case, "quantized", grid)
+        if "post_quant" in expected(case):  # the only part of an absent decoder that was published
+            post = tokenizer.decoder.from_latents(tokenizer.quantizer.decode(codes).permute(0, 3, 1, 2))
+            close(post, case, "post_quant")
+    ids = tokenizer.encode(pixels(case)).ids
+    assert torch.equal(ids, expected(case)["indices"])
+    if "decoded" in expected(case):
+        close(tokenizer.decode(vqtok.TokenGrid(ids, tokenizer.vocab_size)), case, "decoded")
+    else:
+        with pytest.raises(vqtok.VqtokError, match="published without one"):
+            tokenizer.decode(vqtok.TokenGrid(ids, tokenizer.vocab_size))
+
+
+@cases
+def test_a_model_folder_gives_the_same_bits(case, tmp_path):
+    tokenizer = loaded(case)
+    tokenizer.save(tmp_path / "model")
+    again = vqtok.load(tmp_path / "model")
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.card == tokenizer.card
+    with torch.inference_mode():
+        assert torch.equal(again.latents(pixels(case)), tokenizer.latents(pixels(case)))
+        tokens = tokenizer.encode(pixels(case))
+        assert torch.equal(again.encode(pixels(case)).ids, tokens.ids)
+        if "decoded" in expected(case):
+            assert torch.equal(again.decode(tokens), tokenizer.decode(tokens))
+
+
+@cases
+def test_images_become_the_publishers_pixels(case):
+    """Some publishers round in float64 where we round in float32: one unit in the last place of values up to 1."""
+    came = torch.cat([loaded(case).preprocess(CASES[case] / name) for name in about(case)["input"]["images"]])
+    exact = about(case)["input"]["preprocess"] in ("pm1_totensor", "unit")
+    torch.testing.assert_close(came, pixels(case), rtol=0, atol=0 if exact else 1.2e-7)
+
+
+@cases
+def test_the_publishers_configuration_is_taken_as_it_stands(case):
+    tokenizer = vqtok.load(checkpoint(case), family=about(case)["family"], config=about(case)["config"])
+    assert tokenizer.card.architecture == loaded(case).card.architecture
+
+
+@cases
+def test_tensors_go_back_to_the_publishers_names_bit_for_bit(case):
+    tokenizer, family = loaded(case), FAMILIES[about(case)["family"]]
+    entries = find_parts(checkpoint(case), FAMILIES.values())
+    prefix = adapters.sniff.prefix_of(family, [*entries]) or ""
+    inside = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
+    if family.averaged:
+        inside = adapters.checkpoint.averaged(inside)
+    dropped = [_compiled(rule.foreign) for rule in family.rules if isinstance(rule, Drop)]
+    kept = {name: entry for name, entry in inside.items() if not any(drop.fullmatch(name) for drop in dropped)}
+    exported = adapters.export(tokenizer.inference_tensors(), family.name)
+    assert exported.keys() == kept.keys()
+    wrong = [name for name, entry in kept.items() if not torch.equal(exported[name], read_tensor(name, entry))]
+    assert wrong == []
