@@ -148,11 +148,22 @@ class _Rows:
         return ops.compact(x, self.there)[0]
 
     def apply(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return what a function of rows gives of x [T, C], in pieces of n rows: products of one shape round alike."""
-        if torch.is_grad_enabled():
-            return function(x)
-        filled = torch.cat([x, x.new_zeros(-len(x) % self.n, *x.shape[1:])])
-        return torch.cat([function(piece) for piece in filled.split(self.n)])[: len(x)]
+        """Return what a function of rows gives of x [T, C], in pieces of n rows."""
+        return in_row_pieces(function, x, self.n)
+
+
+def in_row_pieces(function: Callable[[Tensor], Tensor], x: Tensor, n: int) -> Tensor:
+    """Return what a function of rows gives of x [T, ...], in pieces of n rows: products of one shape round alike.
+
+    With gradients all rows go at once.
+
+    >>> in_row_pieces(torch.sqrt, torch.tensor([[1.0], [4.0], [9.0]]), 2)[:, 0].tolist()
+    [1.0, 2.0, 3.0]
+    """
+    if torch.is_grad_enabled():
+        return function(x)
+    filled = torch.cat([x, x.new_zeros(-len(x) % n, *x.shape[1:])])
+    return torch.cat([function(piece) for piece in filled.split(n)])[: len(x)]
 
 
 def pad_to(values: Tensor, lengths: Tensor, n: int) -> Tensor:
