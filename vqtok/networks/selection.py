@@ -64,8 +64,8 @@ def keep_likely(scores: Tensor, noise: Tensor | None = None) -> Tensor:
     >>> keep_likely(torch.tensor([[[0.5, 0.5], [0.3, 0.7]], [[0.1, 0.9], [0.2, 0.8]]]).log()).tolist()
     [[True, False], [False, True]]
     """
-    lead = _lead(scores if noise is None else scores + noise)
-    return (lead >= 0) | (keep_most_likely(scores, 1) & (lead < 0).all(dim=1, keepdim=True))
+    likely = _lead(scores if noise is None else scores + noise) >= 0
+    return likely | (keep_most_likely(scores, 1) & ~likely.any(dim=1, keepdim=True))
 
 
 def keep_most_likely(scores: Tensor, tokens: int) -> Tensor:
