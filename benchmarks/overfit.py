@@ -40,6 +40,8 @@ class Trial:
         learning_rate: its peak.
         steps: for one image, and for 64 crops in batches of 16.
         temperature: first and last temperature of Gumbel quantization.
+        continuous: share of the steps without quantization at the beginning, so that k-means starts from latents that
+            mean something.
     """
 
     preset: str
@@ -47,6 +49,7 @@ class Trial:
     learning_rate: float = 2e-3
     steps: tuple[int, int] = (300, 1200)
     temperature: tuple[float, float] = (1.0, 1 / 16)
+    continuous: float = 0.0
 
 
 _STATISTICS = {"l2": 16.0, "logit_laplace": 0.02}
@@ -56,8 +59,8 @@ TRIALS = (
     Trial("rqvae-tiny"),
     Trial("vqgan-tiny", learning_rate=1e-3),
     Trial("vqgan-gumbel-tiny", {"l2": 1.0, "kl": 1e-6}, learning_rate=1e-3),
-    Trial("dvae-tiny", {**_STATISTICS, "kl": 1e-6}, learning_rate=1e-3),
-    Trial("vit-vqgan-tiny", {**_STATISTICS, "commitment": 0.06}, learning_rate=1e-3),
+    Trial("dvae-tiny", {**_STATISTICS, "kl": 0.0}, learning_rate=2e-3, temperature=(0.5, 1 / 16)),
+    Trial("vit-vqgan-tiny", {**_STATISTICS, "commitment": 0.06}, learning_rate=1e-3, continuous=0.5),
 )
 
 
@@ -93,12 +96,22 @@ def run(trial: Trial, photos: list[images.RGB], steps: int, seed: int = 0) -> li
             group["lr"] = trial.learning_rate * min(1.0, (step + 1) / 50) * schedules.cosine(step, 1, 0.01, steps)
         batch = pixels[torch.randperm(len(pixels))[:16]]
         optimizer.zero_grad()
-        objective(losses(tokenizer, batch)).total.backward()
+        if step < trial.continuous * steps:
+            l2(without_quantizer(tokenizer, batch), batch).backward()
+        else:
+            objective(losses(tokenizer, batch)).total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if (step + 1) * 20 % steps < 20:
             curve.append({"step": step + 1, "seconds": time.monotonic() - started, **measure(tokenizer, photos)})
     return curve
+
+
+def without_quantizer(tokenizer: vqtok.ImageTokenizer, pixels: Tensor) -> Tensor:
+    """Return pixels after the networks alone."""
+    if not isinstance(tokenizer, vqtok.Tokenizer):
+        raise TypeError("expected a tokenizer of one encoder and one decoder")
+    return tokenizer.decode_vectors(vqtok.ops.normalize_latents(tokenizer.latents(pixels)))
 
 
 def losses(tokenizer: vqtok.ImageTokenizer, pixels: Tensor) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vqtok import ops as ops
+    from vqtok.dynamic import DynamicTokenizer as DynamicTokenizer
     from vqtok.errors import VqtokError as VqtokError
     from vqtok.hierarchy import HierarchicalTokenizer as HierarchicalTokenizer
     from vqtok.image_tokenizer import ImageTokenizer as ImageTokenizer
@@ -32,12 +33,14 @@ if TYPE_CHECKING:
     from vqtok.tokenizer import Tokenizer as Tokenizer
     from vqtok.types import Quantized as Quantized
     from vqtok.types import Reconstruction as Reconstruction
+    from vqtok.types import Selection as Selection
     from vqtok.types import TokenGrid as TokenGrid
     from vqtok.types import TokenRuns as TokenRuns
     from vqtok.types import Tokens as Tokens
 
 _HOME = {
     "BinarySphericalQuantizer": "quantizers",
+    "DynamicTokenizer": "dynamic",
     "EmaQuantizer": "quantizers",
     "FiniteScalarQuantizer": "quantizers",
     "GumbelQuantizer": "quantizers",
@@ -51,6 +54,7 @@ _HOME = {
     "Quantizer": "quantizers",
     "Reconstruction": "types",
     "ResidualQuantizer": "quantizers",
+    "Selection": "types",
     "SimQuantizer": "quantizers",
     "TokenGrid": "types",
     "TokenRuns": "types",

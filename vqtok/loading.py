@@ -17,6 +17,7 @@ from vqtok.architecture import (
     ENCODERS,
     FORMAT,
     Architecture,
+    DynamicArchitecture,
     HierarchicalArchitecture,
     ModelCard,
     arguments,
@@ -24,10 +25,12 @@ from vqtok.architecture import (
     override,
     read_section,
 )
+from vqtok.dynamic import DynamicTokenizer
 from vqtok.errors import ConfigError, InputError, MismatchError, ResourceError
 from vqtok.hierarchy import HierarchicalTokenizer
 from vqtok.image_tokenizer import ImageTokenizer, Precision
-from vqtok.networks import Vqvae2Network
+from vqtok.networks import EvaVit, FeatureDecoder, Merger, Selector, Vqvae2Network
+from vqtok.networks.transformer import Mlp
 from vqtok.presets import find_preset
 from vqtok.quantizers import EmaQuantizer, LevelsQuantizer
 from vqtok.tokenizer import Tokenizer
@@ -53,10 +56,13 @@ def build(preset: str, **options: Any) -> ImageTokenizer:
 
 def assemble(card: ModelCard) -> ImageTokenizer:
     """Return a tokenizer with fresh random weights from its card."""
-    architecture = card.architecture
-    tokenizer = (
-        _hierarchical(architecture) if isinstance(architecture, HierarchicalArchitecture) else _grid(architecture)
-    )
+    model = card.architecture
+    if isinstance(model, HierarchicalArchitecture):
+        tokenizer = _hierarchical(model)
+    elif isinstance(model, DynamicArchitecture):
+        tokenizer = _dynamic(model)
+    else:
+        tokenizer = _grid(model)
     tokenizer.card = card
     return tokenizer
 
@@ -73,6 +79,24 @@ def _hierarchical(architecture: HierarchicalArchitecture) -> HierarchicalTokeniz
     top, bottom = (build_quantizer(architecture.quantizer) for _ in range(2))
     network = Vqvae2Network(dim=top.dim, **arguments(architecture.network))
     return HierarchicalTokenizer(network, LevelsQuantizer(top, bottom, network.ratio), architecture.preprocess)
+
+
+def _dynamic(model: DynamicArchitecture) -> DynamicTokenizer:
+    quantizer, spec, width = build_quantizer(model.quantizer), model.preprocess, model.features.width
+    size = spec.size or 0
+    decoder, pixels = model.feature_decoder, model.pixel_decoder
+    return DynamicTokenizer(
+        EvaVit(image_size=size, patch=spec.multiple, **arguments(model.features)),
+        Selector(width),
+        Merger(width=width, **arguments(model.merger)),
+        Mlp(width, width, "tanh", quantizer.latent_dim),
+        quantizer,
+        FeatureDecoder(dim=quantizer.dim, positions=(size // spec.multiple) ** 2, width=width, **arguments(decoder)),
+        None if pixels is None else DECODERS[pixels.type](dim=width, **arguments(pixels)),
+        spec,
+        unit_latents=model.unit_latents,
+        temperature=model.temperature,
+    )
 
 
 def load(

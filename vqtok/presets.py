@@ -11,11 +11,14 @@ from vqtok.architecture import (
     Architecture,
     ConvNetwork,
     DvaeNetwork,
+    DynamicArchitecture,
     EmaQuantizerSection,
     GumbelQuantizerSection,
     HierarchicalArchitecture,
     ResidualQuantizerSection,
     SmallNetwork,
+    TeacherSection,
+    TransformerSection,
     VectorQuantizerSection,
     VitNetwork,
     Vqvae2NetworkSection,
@@ -33,7 +36,7 @@ class Preset:
         source: paper or publisher's configuration that it follows.
     """
 
-    architecture: Architecture | HierarchicalArchitecture
+    architecture: Architecture | HierarchicalArchitecture | DynamicArchitecture
     source: str
 
 
@@ -86,6 +89,7 @@ _VIT_B = VitNetwork(width=768, depth=12, heads=12, mlp_width=3072, patch=8)
 _VIT_L = VitNetwork(width=1280, depth=32, heads=16, mlp_width=5120, patch=8)
 _VIT_TINY = VitNetwork(width=128, depth=3, heads=2, mlp_width=256, patch=4)
 _TINY_CODES = EmaQuantizerSection(dim=16, vocab_size=1024, metric="cosine", revive_below=0.1, kmeans_iterations=10)
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _VIT_PAPER = "Yu et al. 2021, table 1 and section 3"
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
@@ -137,7 +141,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "dvae-tiny": Preset(
             _statistics(
                 _DVAE_TINY,
-                GumbelQuantizerSection(latent_dim=1024, vocab_size=1024, dim=32, projection=False),
+                GumbelQuantizerSection(latent_dim=512, vocab_size=512, dim=32, projection=False, hard=False),
                 _DVAE_TINY,
             ),
             "dvae-f8-8192, narrower, for 4 x 4 pixels a token",
@@ -155,6 +159,31 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 _VIT_TINY.model_copy(update={"tanh_head": 256}),
             ),
             f"{_VIT_PAPER}, at 1 M parameters, for 4 x 4 pixels a token",
+        ),
+        "lavit-dynamic": Preset(
+            DynamicArchitecture(
+                features=TeacherSection(width=1408, depth=40, heads=16, mlp_width=6144),
+                merger=TransformerSection(depth=12, heads=16, mlp_width=6144),
+                quantizer=VectorQuantizerSection(dim=32, vocab_size=16384),
+                feature_decoder=TransformerSection(depth=12, heads=16, mlp_width=6144),
+                preprocess=PreprocessSpec(
+                    resize="stretch", size=224, multiple=14, low=0.0, high=1.0, mean=_CLIP_MEAN, std=_CLIP_STD
+                ),
+            ),
+            "Jin et al. 2023, section 3.1; LaVIT's visual tokenizer over EVA-CLIP ViT-g/14",
+        ),
+        "dynamic-tiny": Preset(
+            DynamicArchitecture(
+                features=TeacherSection(width=96, depth=3, heads=4, mlp_width=192),
+                merger=TransformerSection(depth=2, heads=4, mlp_width=192),
+                quantizer=EmaQuantizerSection(
+                    dim=16, vocab_size=1024, metric="cosine", revive_below=0.1, kmeans_iterations=10
+                ),
+                feature_decoder=TransformerSection(depth=2, heads=4, mlp_width=192),
+                pixel_decoder=SmallNetwork(channels=(32, 64, 96), residual_blocks=(0, 1, 1)),
+                preprocess=PreprocessSpec(resize="center", size=128, multiple=8),
+            ),
+            "lavit-dynamic at 1 M parameters, for photographs of 128 pixels; benchmarks/dynamic.py",
         ),
         "photo-f8": Preset(
             _grid(

@@ -13,6 +13,7 @@ import vqtok.benchmarks
 
 PUBLIC = {
     "BinarySphericalQuantizer": None,
+    "DynamicTokenizer": None,
     "EmaQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2', *, decay: 'float' = 0.99, "
     "epsilon: 'float' = 1e-05, revive_below: 'float' = 0.0, kmeans_iterations: 'int' = 0, "
     "gradient: 'Gradient' = 'straight-through') -> 'None'",
@@ -29,6 +30,7 @@ PUBLIC = {
     "Reconstruction": "(pixels: 'Tensor', quantized: 'Quantized', "
     "statistics: 'Mapping[str, Tensor]' = <factory>) -> None",
     "ResidualQuantizer": None,
+    "Selection": None,
     "SimQuantizer": None,
     "TokenGrid": "(ids: 'Tensor', vocab_size: 'int') -> None",
     "TokenRuns": "(ids: 'Tensor', lengths: 'Tensor', vocab_size: 'int') -> None",

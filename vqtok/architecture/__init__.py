@@ -5,6 +5,7 @@ A configuration can only name what stands in this package; nothing in it is an i
 
 from vqtok.architecture.models import FORMAT as FORMAT
 from vqtok.architecture.models import Architecture as Architecture
+from vqtok.architecture.models import DynamicArchitecture as DynamicArchitecture
 from vqtok.architecture.models import HierarchicalArchitecture as HierarchicalArchitecture
 from vqtok.architecture.models import ModelCard as ModelCard
 from vqtok.architecture.models import override as override
@@ -16,8 +17,10 @@ from vqtok.architecture.networks import DvaeNetwork as DvaeNetwork
 from vqtok.architecture.networks import Emu3Network as Emu3Network
 from vqtok.architecture.networks import MaskgitNetwork as MaskgitNetwork
 from vqtok.architecture.networks import SmallNetwork as SmallNetwork
+from vqtok.architecture.networks import TeacherSection as TeacherSection
 from vqtok.architecture.networks import TitokDecoderNetwork as TitokDecoderNetwork
 from vqtok.architecture.networks import TitokNetwork as TitokNetwork
+from vqtok.architecture.networks import TransformerSection as TransformerSection
 from vqtok.architecture.networks import VitNetwork as VitNetwork
 from vqtok.architecture.networks import Vqvae2NetworkSection as Vqvae2NetworkSection
 from vqtok.architecture.quantizers import BinarySphericalQuantizerSection as BinarySphericalQuantizerSection

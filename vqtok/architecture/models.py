@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import Self
 
-from vqtok.architecture.networks import DECODERS, ENCODERS, Network, Vqvae2NetworkSection
+from vqtok.architecture.networks import (
+    DECODERS,
+    ENCODERS,
+    Network,
+    TeacherSection,
+    TransformerSection,
+    Vqvae2NetworkSection,
+)
 from vqtok.architecture.quantizers import QuantizerSection
 from vqtok.architecture.section import Section, read_section
 from vqtok.errors import ConfigError
@@ -69,13 +76,51 @@ class HierarchicalArchitecture(Section):
         return self
 
 
+class DynamicArchitecture(Section):
+    """Everything that decides what a `DynamicTokenizer` computes, but for its weights.
+
+    Attributes:
+        type: tells it from a grid tokenizer's, which names none.
+        features: section of the teacher; its width is that of all parts.
+        merger: section of the merger.
+        quantizer: section of the quantizer.
+        feature_decoder: section of the decoder of codes to features.
+        pixel_decoder: section of the decoder of features to pixels, or None.
+        preprocess: as of `Architecture`; images have one size, and ``multiple`` is the side of a patch.
+        unit_latents: whether latents are divided by their length before the quantizer.
+        temperature: of the selection's relaxation while training.
+    """
+
+    type: Literal["dynamic"] = "dynamic"
+    features: TeacherSection
+    merger: TransformerSection
+    quantizer: QuantizerSection
+    feature_decoder: TransformerSection
+    pixel_decoder: Network | None = None
+    preprocess: PreprocessSpec
+    unit_latents: bool = True
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse images of any size, and a pixel decoder of other patches."""
+        spec, pixels = self.preprocess, self.pixel_decoder
+        if spec.size is None or spec.size % spec.multiple:
+            raise ValueError(f"expected images resized to a multiple of {spec.multiple}, got size {spec.size}")
+        if pixels is not None and (pixels.type not in DECODERS or pixels.factor != spec.multiple):
+            raise ValueError(f"expected a pixel decoder of factor {spec.multiple}, got {pixels.type!r}")
+        return self
+
+
 def _kind(value: object) -> str:
     """Return the tag of an architecture, as data or as what it was read into."""
     return str(value.get("type", "grid")) if isinstance(value, dict) else getattr(value, "type", "grid")
 
 
 AnyArchitecture = Annotated[
-    Annotated[Architecture, Tag("grid")] | Annotated[HierarchicalArchitecture, Tag("hierarchical")],
+    Annotated[Architecture, Tag("grid")]
+    | Annotated[HierarchicalArchitecture, Tag("hierarchical")]
+    | Annotated[DynamicArchitecture, Tag("dynamic")],
     Discriminator(_kind),
 ]
 

@@ -223,6 +223,25 @@ class VitNetwork(Section):
         return self.patch
 
 
+class TeacherSection(Section):
+    """Arguments of `EvaVit`, but for the image's size: a dynamic tokenizer's features."""
+
+    type: Literal["eva"] = "eva"
+    width: Annotated[Width, Field(multiple_of=4)]
+    depth: Blocks
+    heads: Heads
+    mlp_width: Width
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+
+
+class TransformerSection(Section):
+    """Arguments of `Merger` and `FeatureDecoder`, but for the width, which is the teacher's."""
+
+    depth: Blocks
+    heads: Heads
+    mlp_width: Width
+
+
 Network = Annotated[
     SmallNetwork
     | ConvNetwork
