@@ -16,6 +16,7 @@ from vqtok.quantizers.base import (
     Metric,
     Quantizer,
     check_gradient,
+    check_latents,
     check_metric,
     check_space,
     effective_codebook,
@@ -116,6 +117,7 @@ class EmaQuantizer(Quantizer):
     @torch.no_grad()
     def initialize(self, latents: Tensor) -> None:
         """Set the codebook by k-means on latents [..., D]; under torch.distributed on the latents of rank 0."""
+        check_latents(latents, self.dim)
         points = effective_latents(latents.detach().float().reshape(-1, self.dim), self.metric)
         if not len(points):
             raise ConfigError("expected latents to start the codebook from, got none")

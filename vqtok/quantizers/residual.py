@@ -7,6 +7,7 @@ al. 2021, "SoundStream", sections III-C and III-D.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -71,27 +72,28 @@ class ResidualQuantizer(Quantizer):
 
     def encode(self, latents: Tensor) -> Tensor:
         """Return codes int64 [..., Q] of latents [..., D], the first level's first."""
-        codes, vectors = [], None
-        for level in self.levels:
-            codes.append(level.encode(_left(latents, vectors)))
-            vectors = _sum(vectors, level.decode(codes[-1]))
+        first, *others = self.levels
+        codes = [first.encode(latents)]
+        vectors = first.decode(codes[0])
+        for level in others:
+            codes.append(level.encode(latents - vectors))
+            vectors = vectors + level.decode(codes[-1])
         return join_codes(codes, self.levels)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return vectors [..., D] of codes int64 [..., d], of all levels or of the first ones."""
         levels = self._of_codes(codes)
-        vectors = None
-        for level, x in zip(levels, part_codes(codes, levels), strict=True):
-            vectors = _sum(vectors, level.decode(x))
-        return vectors  # pyright: ignore[reportReturnType]
+        parts = zip(levels, part_codes(codes, levels), strict=True)
+        return reduce(torch.add, [level.decode(x) for level, x in parts])
 
     def forward(self, latents: Tensor) -> Quantized:
         """Quantize latents [..., D]; in training mode perhaps by the first levels alone."""
-        levels = self.levels[: self._depth(latents.device)]
-        parts, vectors = [], None
-        for level in levels:
-            parts.append(level(_left(latents, vectors)))
-            vectors = _sum(vectors, parts[-1].vectors.detach())
+        first, *others = levels = self.levels[: self._depth(latents.device)]
+        parts = [first(latents)]
+        vectors = parts[0].vectors.detach()
+        for level in others:
+            parts.append(level(latents - vectors))
+            vectors = vectors + parts[-1].vectors.detach()
         codes = join_codes([part.codes for part in parts], levels)
         return Quantized(ops.pass_through(vectors, latents), codes, mean_losses(parts, [1.0] * len(parts)))
 
@@ -113,11 +115,3 @@ class ResidualQuantizer(Quantizer):
             if sum(level.codebooks for level in levels[:depth]) == count:
                 return levels[:depth]
         raise ConfigError(f"expected codes [..., d] of the first levels, d at most {self.codebooks}, got {count}")
-
-
-def _left(latents: Tensor, vectors: Tensor | None) -> Tensor:
-    return latents if vectors is None else latents - vectors
-
-
-def _sum(vectors: Tensor | None, further: Tensor) -> Tensor:
-    return further if vectors is None else vectors + further
