@@ -30,7 +30,7 @@ from vqtok.errors import OutputError, ReproducibilityError, VqtokError
 from vqtok.types import Tokens
 
 commit = importlib.import_module("vqtok.store.commit")
-SHA = "0" * 64
+SHA, WHOLE = "0" * 64, Share()
 FAULTS = {"ENOSPC": fail(errno.ENOSPC), "EIO": fail(errno.EIO), "short": short_write}
 
 
@@ -72,7 +72,7 @@ def encode(outcomes):
     )
 
 
-def work(path, share=Share()):
+def work(path, share=WHOLE):
     folder = RunFolder(path)
     with folder.locked(share.rank, share.world_size):
         manifest = prepare(folder, request())

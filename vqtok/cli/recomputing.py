@@ -1,4 +1,4 @@
-"""Doing parts of a run again, for ``verify --recompute`` and ``retry``: the model and recipe that its manifest names."""
+"""Parts of a run done again, for ``verify --recompute`` and ``retry``: with the model that its manifest names."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ _SHOWN = 20
 def command(path: str, recompute: str | None, model: str | None, device: str, precision: str, as_json: bool) -> None:
     """Check every checksum of a run, and that each listed image is in it once; exit 6 if not.
 
-    With --recompute also exit 9 when tokens differ: at all where the run was made on a machine like this one, by more than
-    20 in a million elsewhere.
+    With --recompute also exit 9 when tokens differ: at all where the run was made on a machine like this one, by more
+    than 20 in a million elsewhere.
     """
     if not os.path.isdir(path):
         if recompute:
