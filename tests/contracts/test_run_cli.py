@@ -231,11 +231,15 @@ def test_a_damaged_archive_costs_what_is_lost_and_no_more(place, tmp_path):
             tar.addfile(link)
     data = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(data[:1000])
+    (tmp_path / "c.tar").write_bytes(data[:-11000])
     result = asked(run("tokenize", "*.tar", "-o", "run/", "-m", place / "m", "--json", cwd=tmp_path), 3)
-    assert result["counts"]["ok"] == 3
+    assert 3 < result["counts"]["ok"] < 6
     rows = RunFolder(tmp_path / "run").read("failures", 0)
     assert {row["key"] for row in rows} >= {"b.tar/../../etc/x.png"}
-    assert {row["kind"] for row in rows} == {"truncated", "unreadable"}
+    assert {row["key"]: row["kind"] for row in rows if row["key"] in ("a.tar", "c.tar")} == {
+        "a.tar": "corrupt",
+        "c.tar": "truncated",
+    }
 
 
 def start(place, tmp_path, *more):
@@ -268,7 +272,7 @@ def test_an_interrupted_run_ends_soon_and_goes_on(number, code, when, place, tmp
         assert time.monotonic() - begun < 5
     assert process.returncode in (code, 0)
     assert b"Traceback" not in errors
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    wait_for(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()], 5)
     hidden = [p.name for p in (tmp_path / "run").rglob(".*")]
     assert hidden == []
     told(run("tokenize", "in", "-o", tmp_path / "run", "-m", "m", "--shard-size", 2, cwd=place), 0)

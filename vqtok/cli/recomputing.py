@@ -70,7 +70,7 @@ def _spread(folder: RunFolder, manifest: Manifest, count: int) -> Iterator[tuple
     wanted = [manifest.images * i // count for i in range(count)]
     start = 0
     for number in range(len(manifest.chunks)):
-        length = len(folder.items(manifest, number))
+        length = folder.count(manifest, number)
         if places := [i - start for i in _within(wanted, start, start + length)]:
             yield number, places
         start += length

@@ -125,7 +125,7 @@ def _sizes(manifest: Manifest, folder: RunFolder, numbers: Sequence[int]) -> lis
     full = manifest.settings.shard_size
     if manifest.images == full * len(manifest.chunks):
         return [full] * len(numbers)
-    return [len(folder.items(manifest, number)) for number in numbers]
+    return [folder.count(manifest, number) for number in numbers]
 
 
 def missing_shards(folder: RunFolder, manifest: Manifest, share: Share) -> list[int]:

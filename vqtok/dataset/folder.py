@@ -21,7 +21,7 @@ import numpy.typing as npt
 from vqtok.dataset.decoding import Failure
 from vqtok.dataset.documents import Index, Manifest, Part, Record, read_document, read_file
 from vqtok.dataset.items import Item, parse_item
-from vqtok.errors import InputError, IntegrityError, OutputError, ReproducibilityError, VqtokError
+from vqtok.errors import InputError, IntegrityError, OutputError, ReproducibilityError, VqtokError, escape
 from vqtok.store import read_token_file, remove_stale_temporaries, token_codec
 from vqtok.store.commit import Data, Verify, as_buffers, commit, compare, output_errors
 from vqtok.types import Tokens
@@ -86,11 +86,18 @@ class RunFolder:
         Raises:
             IntegrityError: the plan is damaged.
         """
+        return [parse_item(line) for line in self._plan(manifest, number).split(b"\n") if line]
+
+    def count(self, manifest: Manifest, number: int) -> int:
+        """Return the number of images of a shard."""
+        return self._plan(manifest, number).count(b"\n")
+
+    def _plan(self, manifest: Manifest, number: int) -> bytes:
         path = self.lines("plan", number)
         data = read_file(path, "a plan")
         if hashlib.sha256(data).hexdigest() != manifest.chunks[number]:
             raise IntegrityError(f"{str(path)!r}: expected the plan that the manifest names, but its sha256 differs")
-        return [parse_item(line) for line in data.splitlines()]
+        return data
 
     def record(self, manifest: Manifest, number: int) -> Record | None:
         """Return the commit record of a shard, or None when there is none.
@@ -127,7 +134,14 @@ class RunFolder:
         path = self.lines(kind, number)
         if not os.path.lexists(path):
             return []
-        return [json.loads(line) for line in read_file(path, f"{kind} of a shard").splitlines()]
+        try:
+            rows = [json.loads(line) for line in read_file(path, f"{kind} of a shard").split(b"\n") if line]
+            if all(isinstance(row, dict) and isinstance(row["key"], str) for row in rows):
+                return rows
+            reason = "no object with a key"
+        except (ValueError, KeyError, RecursionError) as error:
+            reason = escape(str(error), 100)
+        raise IntegrityError(f"{str(path)!r}: expected {kind} of a shard, got {reason}: run vqtok verify")
 
     def tokens(self, number: int) -> Tokens:
         """Return the tokens of a shard, checked."""

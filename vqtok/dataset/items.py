@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from vqtok.errors import IntegrityError, escape
+
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
@@ -59,9 +61,20 @@ class Item:
 def parse_item(line: bytes) -> Item:
     """Read an item from a line that `Item.line` wrote.
 
+    Raises:
+        IntegrityError: it is no such line.
+
     >>> parse_item(b'{"key":"a","path":"t.tar","offset":512,"size":9}').size
     9
     """
-    fields = json.loads(line)
-    fields["refused"] = tuple(fields.get("refused", ()))
-    return Item(**fields)
+    try:
+        fields = json.loads(line)
+        refused = tuple(fields.get("refused", ()))
+        item = Item(**{**fields, "refused": refused})
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise IntegrityError(f"expected an item of a plan, got {escape(str(error), 100)}") from None
+    texts, numbers = (item.key, item.path, *item.refused), (item.offset, item.size, item.row)
+    sound = all(isinstance(x, str) for x in texts) and all(type(x) is int and x >= -1 for x in numbers)
+    if not sound or len(refused) not in (0, 2) or not isinstance(item.about, dict):
+        raise IntegrityError(f"expected an item of a plan, got {escape(str(fields), 100)}")
+    return item

@@ -58,10 +58,10 @@ def pyarrow(module: str) -> Any:
 
 
 def list_table(path: str, columns: Columns) -> Iterator[Item]:
-    """Yield the images of a table, sorted by key.
+    """Yield the images of a table, sorted by key; of a damaged one, an item that says so.
 
     Raises:
-        InputError: it cannot be read, or no column holds images.
+        InputError: there is none, or no column holds images.
     """
     try:
         table = _open(path)
@@ -74,8 +74,11 @@ def list_table(path: str, columns: Columns) -> Iterator[Item]:
             name = row.get(columns.key) if columns.key else row.get("__path__")
             key = path_key(f"{path_key(path)}/{name if name is not None else f'{number:08d}'}")
             rows.append(Item(key, path, row=number, about=notes(columns, row)))
+    except FileNotFoundError:
+        raise InputError(f"{path!r}: expected a table of images, found nothing of that name") from None
     except (OSError, ValueError, KeyError, *_arrow_errors()) as error:
-        raise InputError(f"{path!r}: expected a table of images, got: {str(error)[:200]}") from None
+        words = f"{path_key(path)}: expected a table of images, got: {' '.join(str(error).split())[:200]}"
+        return iter([Item(path_key(path), path, refused=("corrupt", words))])
     return iter(sorted(rows, key=lambda item: item.key.encode()))
 
 

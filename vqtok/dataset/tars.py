@@ -23,10 +23,10 @@ _NOTES = {".cls": "label", ".txt": "caption", ".json": "json"}
 
 
 def list_tar(path: str) -> list[Item]:
-    """Return the images of a tar, sorted by key; a damaged archive's last item says so.
+    """Return the images of a tar, sorted by key; of a damaged archive, also an item that says so.
 
     Raises:
-        InputError: it cannot be opened, or is no uncompressed tar.
+        InputError: it cannot be opened.
     """
     found: list[Item] = []
     notes: dict[str, dict[str, object]] = {}
@@ -42,9 +42,11 @@ def list_tar(path: str) -> list[Item]:
                     file = tar.extractfile(member)
                     data = file.read() if file else b""
                     notes.setdefault(f"{archive}/{_stem(member.name)}", {})[_NOTES[suffix]] = _note(suffix, data)
-    except (OSError, tarfile.TarError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path!r}: expected an uncompressed tar archive, got: {reason}") from None
+    except tarfile.TarError as error:
+        words = f"{archive}: expected an uncompressed tar archive, got: {error}"
+        found.append(Item(archive, path, refused=("corrupt", words)))
+    except OSError as error:
+        raise InputError(f"{path!r}: expected a tar archive, got: {error.strerror or error}") from None
     if notes:
         found = [_with(item, notes.get(_stem(item.key), {})) for item in found]
     return sorted(found, key=lambda item: item.key.encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from vqtok.dataset.exports import streams, tables
 from vqtok.dataset.exports.rows import Content, Row, from_rows, to_rows
 from vqtok.dataset.folder import RunFolder
 from vqtok.dataset.numbering import Numbering
-from vqtok.errors import ConfigError, InputError, IntegrityError, OutputError
+from vqtok.errors import ConfigError, InputError, IntegrityError, OutputError, escape
 from vqtok.store import canonical_json, read_token_file
 from vqtok.store.commit import commit, output_errors
 from vqtok.store.temporary import temporary_path
@@ -244,6 +245,8 @@ def read_export(path: Path) -> Iterator[Content]:
     several = path.is_dir()
     sidecar = read_document(Sidecar, path / "vqtok.json" if several else path.with_name(f"{path.name}.json"))
     for name, part in sidecar.files.items():
+        if os.path.basename(name) != name or name in ("", ".", ".."):
+            raise IntegrityError(f"{str(path)!r}: expected plain file names in its sidecar, got {escape(name, 80)!r}")
         _check_file((path if several else path.parent) / name, part)
     if sidecar.kind in _PER_SHARD:
         read = _PER_SHARD[sidecar.kind][2]
@@ -251,7 +254,11 @@ def read_export(path: Path) -> Iterator[Content]:
     else:
         groups = iter([streams.read_stream(path, sidecar.dtype)])
     for rows in groups:
-        yield from_rows(rows, sidecar.numbering, sidecar.vocab_size, sidecar.record, sidecar.model)
+        try:
+            yield from_rows(rows, sidecar.numbering, sidecar.vocab_size, sidecar.record, sidecar.model)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, tarfile.TarError) as error:
+            reason = escape(str(error), 200)  # whoever can write a sidecar can write its checksums
+            raise IntegrityError(f"{str(path)!r}: expected an export as its sidecar says, got: {reason}") from None
 
 
 def _check_file(path: Path, part: Part) -> None:
