@@ -79,8 +79,8 @@ def embedding(tokenizer: vqtok.ImageTokenizer) -> torch.Tensor:
 def plan_seconds(count: int, place: Path) -> tuple[float, float]:
     """Return seconds and MiB of a dry run over so many empty files."""
     for i in range(count):
+        sub = place / f"{i // 10_000:05d}"
         if i % 10_000 == 0:
-            sub = place / f"{i // 10_000:05d}"
             sub.mkdir()
         os.close(os.open(sub / f"n{i:08d}.jpg", os.O_CREAT))
     code = (

@@ -129,7 +129,7 @@ def _rows(data: bytes, suffix: str, name: str) -> Iterator[dict[str, object]]:
     try:
         text = data.decode("utf-8-sig")
         if suffix == ".csv":
-            yield from ({str(k): v for k, v in row.items()} for row in csv.DictReader(io.StringIO(text, newline="")))
+            yield from (dict[str, object](row) for row in csv.DictReader(io.StringIO(text, newline="")))
             return
         for line in text.splitlines():
             if line.strip():

@@ -40,7 +40,7 @@ def notes(columns: Columns, row: Mapping[str, object]) -> dict[str, object]:
     """Return what of a row travels with its image.
 
     >>> notes(Columns(caption="words"), {"words": "a cat", "label": 3, "x": 1})
-    {'label': 3, 'caption': 'a cat'}
+    {'caption': 'a cat', 'label': 3}
     """
     names = {name: meaning for name, meaning in _LABELS.items() if not getattr(columns, meaning)}
     names |= {getattr(columns, meaning): meaning for meaning in ("label", "caption") if getattr(columns, meaning)}

@@ -60,7 +60,7 @@ def _members(tar: tarfile.TarFile, archive: str, found: list[Item]) -> Iterator[
         except (tarfile.TarError, OSError, ValueError, EOFError) as error:
             found.append(Item(archive, archive, refused=("truncated", f"{archive}: the archive is damaged: {error}")))
             return
-        tar.members = []  # else the archive keeps every header in memory
+        tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  (else it keeps every header in memory)
         if member is None:
             return
         is_image = PurePosixPath(member.name).suffix.lower() in IMAGE_SUFFIXES

@@ -46,8 +46,8 @@ def read_stream(path: Path, dtype: str) -> Iterator[Row]:
 def megatron_index(lengths: np.ndarray[tuple[int], np.dtype[np.int32]], dtype: str) -> bytes:
     r"""Return the ``.idx`` of Megatron-LM's IndexedDataset, version 1: every image is a document.
 
-    >>> megatron_index(np.array([3, 2], np.int32), "<u2")[:9]
-    b'MMIDIDX\\x00\\x00'
+    >>> len(megatron_index(np.array([3, 2], np.int32), "<u2"))
+    82
     """
     count = len(lengths)
     starts = np.concatenate([[0], np.cumsum(lengths.astype(np.int64))[:-1]]) if count else np.zeros(0, np.int64)
