@@ -11,7 +11,7 @@ PACKAGE = ROOT / "vqtok"
 # From the top down; a module may import its own floor and those below. The public front door may see all.
 FLOORS = [
     {"__main__", "cli"},
-    {"dataset", "training", "evaluation"},
+    {"data", "dataset", "training", "evaluation"},
     {
         *("loading", "image_tokenizer", "grid", "tokenizer", "hierarchy", "dynamic", "tiling", "streaming", "identity"),
         *("presets", "architecture", "store", "adapters"),
