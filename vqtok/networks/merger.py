@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +52,8 @@ class MergerBlock(nn.Module):
     def forward_dense(self, x: Tensor, context: Tensor, policy: Tensor, causal: Tensor) -> Tensor:
         """Map all positions [B, N, width]; policy is float [B, N], causal [B, N, N] who counts for whom."""
         heads = self.attention.heads
-        x = x + self.attention.to_out(policy_attend(*self._to_qkv(x).chunk(3, dim=-1), heads, causal))
+        query, key, value = self._to_qkv(x).chunk(3, dim=-1)
+        x = x + self.attention.to_out(policy_attend(query, key, value, heads, causal))
         cross, dropped = self.cross_attention, (1 - policy)[:, None]
         query = cross.to_q(self.norm1(x))
         x = x + cross.to_out(policy_attend(query, cross.to_k(context), cross.to_v(context), heads, dropped))
@@ -128,7 +130,7 @@ class Merger(nn.Module):
         causal = (policy[:, None] * (1 - itself) + itself).tril()
         x, context = features, self.context_norm(features)
         for block in self.blocks:
-            x = block.forward_dense(x, context, policy, causal)
+            x = cast(MergerBlock, block).forward_dense(x, context, policy, causal)
         return self.norm(x)
 
 
