@@ -10,8 +10,9 @@ from vqtok.errors import ConfigError, MismatchError, NonFiniteLatents, VqtokErro
 from vqtok.images import PreprocessSpec
 from vqtok.losses import cosine_feature_loss, keep_ratio_loss
 from vqtok.networks import EvaVit, FeatureDecoder, Merger, Selector, SmallDecoder, VitDecoder
-from vqtok.networks.selection import Rule, carry, gumbel, image_noise, keep_likely, keep_most_likely
-from vqtok.networks.transformer import Mlp
+from vqtok.networks.policy import policy_attend
+from vqtok.networks.selection import carry, gumbel, image_noise, keep_likely, keep_most_likely
+from vqtok.networks.transformer import Mlp, attend
 from vqtok.types import TokenRuns
 
 SIZES = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64}
@@ -155,29 +156,24 @@ def test_tokens_of_an_image_are_the_same_alone_in_any_batch_and_in_any_order(tin
     assert runs(tiny.encode(x[5:12], **ask(selection))) == together[5:12]
 
 
-def test_latents_of_an_image_are_the_same_bits_whatever_its_neighbours_keep(tiny):
+@pytest.mark.parametrize("first", [1, 21])
+def test_merged_vectors_are_the_same_bits_whatever_neighbours_keep(tiny, first):
+    features, merged = tiny.features(pictures(2)), []
+    for others in (1, 2, 7, 20, N):
+        keep = torch.zeros(2, N, dtype=torch.bool)
+        keep[0, 3 : 3 + first], keep[1, :others] = True, True
+        with torch.no_grad():
+            merged.append(tiny.merger(features, keep)[0][:first])
+    assert all(torch.equal(merged[0], other) for other in merged)
+
+
+def test_latents_are_the_same_bits_whatever_the_neighbours_are(tiny):
     x = pictures(16)
-    features = tiny.features(x)
-    with torch.no_grad():
-        alone = [tiny.merger(features, keep)[0] for keep in selections(features, first=21)]
-    assert all(torch.equal(alone[0][:21], other[:21]) for other in alone)
-    latents = [tiny._kept_latents(batch, Rule("threshold"))[0] for batch in neighbourhoods(x)]
     own = int(tiny.select(x[:1]).lengths)
-    assert all(torch.equal(latents[0][:own].detach(), other[:own].detach()) for other in latents)
-
-
-def selections(features, first):
-    """Selections [B, N] whose first image keeps the same and whose others keep one, some or all."""
-    for others in (1, 20, N):
-        keep = torch.zeros(features.shape[:2], dtype=torch.bool)
-        keep[0, 3 : 3 + first], keep[1:, :others] = True, True
-        yield keep
-
-
-def neighbourhoods(x):
     with torch.no_grad():
-        for order in (torch.arange(16), torch.cat([torch.tensor([0]), torch.arange(15, 0, -1)])):
-            yield x[order]
+        latents = tiny.latents(x)[:own]
+        assert torch.equal(latents, tiny.latents(torch.cat([x[:1], x[1:].flip(0)]))[:own])
+        assert torch.equal(latents, tiny.latents(torch.cat([x[1:], x[:1]]))[-own:])
 
 
 def test_decoding_runs_together_is_decoding_each_alone(tiny):
@@ -228,6 +224,28 @@ def test_dense_and_ragged_merging_give_the_same(tiny, kept):
         dense = tiny.merger.forward_dense(features, keep.float())[keep]
     assert lengths.tolist() == [5, kept, kept]
     torch.testing.assert_close(ragged, dense, rtol=0, atol=2e-5)
+
+
+def test_a_policy_of_zeros_and_ones_is_masked_attention_even_where_the_others_score_far_above():
+    query, key, value = torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    key[:, 0] = 1000 * query[:, 1]
+    mask = torch.tensor([False, True, True, False, True]).expand(2, 3, 5)
+    policy = mask.float().requires_grad_()
+    seen = policy_attend(query, key, value, 2, policy)
+    torch.testing.assert_close(seen, attend(query, key, value, 2, mask), rtol=0, atol=1e-6)
+    seen.sum().backward()
+    assert policy.grad.isfinite().all()
+
+
+def test_the_gradient_of_a_policy_is_what_its_key_would_change():
+    query, key, value = (torch.randn(1, 4, 6, dtype=torch.float64) for _ in range(3))
+    policy = torch.rand(1, 4, 4, requires_grad=True)
+    policy_attend(query, key, value, 1, policy).sum().backward()
+    exponents = np.exp((query @ key.mT)[0].numpy() / np.sqrt(6))
+    p, v = policy.detach().double().numpy()[0], value[0].sum(dim=1).numpy()
+    total = (exponents * p).sum(axis=1, keepdims=True)
+    expected = exponents * (v - (exponents * p) @ v[:, None] / total) / total
+    np.testing.assert_allclose(policy.grad[0].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 # Training ------------------------------------------------------------------------------------------------------------
@@ -349,7 +367,7 @@ def test_no_images_are_no_tokens(tiny):
 
 def test_a_small_convolutional_decoder_fits_too():
     tokenizer = build()
-    tokenizer.pixel_decoder = SmallDecoder((8, 16, 16), (1, 1, 1), dim=32)
+    tokenizer.pixel_decoder = SmallDecoder(channels=(8, 16, 16), residual_blocks=(1, 1, 1), dim=32)
     tokenizer.eval()
     assert tokenizer.decode(tokenizer.encode(pictures(1))).shape == (1, 3, 64, 64)
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from vqtok import VectorQuantizer, ops
+from vqtok.dynamic import DynamicTokenizer
+from vqtok.images import PreprocessSpec
 from vqtok.networks import EvaVit, FeatureDecoder, Merger, Selector
 from vqtok.networks import merger as merger_module
 from vqtok.networks.transformer import Mlp
@@ -166,6 +168,19 @@ def test_lavit_decodes_ragged_runs_to_the_published_features(parts, numbers):
     lengths, expected = torch.tensor([64, 32]), numbers["decode_keepall_and_half"]
     close(parts["decoder"](vectors, lengths), expected, 1.3e-5)
     close(parts["decoder"](vectors, lengths, torch.ones(96)), expected, 1.3e-5)
+
+
+def test_the_whole_tokenizer_gives_the_published_tokens_and_features(parts, numbers):
+    spec = PreprocessSpec(resize="center", size=112, multiple=14)
+    networks = [parts[name] for name in ("features", "selector", "merger", "projection", "quantizer", "decoder")]
+    tokenizer = DynamicTokenizer(*networks, None, spec).eval()
+    pixels = torch.from_numpy(np.load(FOLDER / "input.npy"))
+    keep = numbers["keep_mask"].flatten(1)
+    assert torch.equal(tokenizer.select(pixels).keep, keep)
+    tokens = tokenizer.encode(pixels)
+    assert torch.equal(tokens.lengths, numbers["token_counts"])
+    assert torch.equal(tokens.ids, numbers["indices"].flatten(1)[keep])
+    close(tokenizer.decode_features(tokens), numbers["decoded"], 1.3e-5)
 
 
 def test_lavit_at_its_full_size_has_the_published_tensors_and_parameters():
