@@ -38,16 +38,16 @@ class Trial:
         preset: its name.
         weights: of the losses by name.
         learning_rate: its peak.
-        steps: for one image, and for 64 crops in batches of 16.
+        steps: for one image, and for 64 crops in batches of 8.
         temperature: first and last temperature of Gumbel quantization.
-        continuous: share of the steps without quantization at the beginning, so that k-means starts from latents that
-            mean something.
+        continuous: share of the steps without quantization (of Gumbel: without noise) at the beginning, so that k-means
+            starts from latents that mean something, and a decoder does not learn to live without them.
     """
 
     preset: str
     weights: Mapping[str, float] = field(default_factory=lambda: {"l2": 1.0, "commitment": 0.06})
     learning_rate: float = 2e-3
-    steps: tuple[int, int] = (300, 1200)
+    steps: tuple[int, int] = (300, 1500)
     temperature: tuple[float, float] = (1.0, 1 / 16)
     continuous: float = 0.0
 
@@ -58,8 +58,8 @@ TRIALS = (
     Trial("vqvae2-tiny"),
     Trial("rqvae-tiny"),
     Trial("vqgan-tiny", learning_rate=1e-3),
-    Trial("vqgan-gumbel-tiny", {"l2": 1.0, "kl": 1e-6}, learning_rate=1e-3),
-    Trial("dvae-tiny", {**_STATISTICS, "kl": 0.0}, learning_rate=2e-3, temperature=(0.5, 1 / 16)),
+    Trial("vqgan-gumbel-tiny", {"l2": 1.0, "kl": 0.0}, learning_rate=2e-3, continuous=0.3),
+    Trial("dvae-tiny", {**_STATISTICS, "kl": 0.0}, learning_rate=2e-3, continuous=0.3),
     Trial("vit-vqgan-tiny", {**_STATISTICS, "commitment": 0.06}, learning_rate=1e-3, continuous=0.5),
 )
 
@@ -94,7 +94,7 @@ def run(trial: Trial, photos: list[images.RGB], steps: int, seed: int = 0) -> li
         _schedule(tokenizer, trial, step, steps)
         for group in optimizer.param_groups:
             group["lr"] = trial.learning_rate * min(1.0, (step + 1) / 50) * schedules.cosine(step, 1, 0.01, steps)
-        batch = pixels[torch.randperm(len(pixels))[:16]]
+        batch = pixels[torch.randperm(len(pixels))[:8]]
         optimizer.zero_grad()
         if step < trial.continuous * steps:
             l2(without_quantizer(tokenizer, batch), batch).backward()
@@ -111,7 +111,11 @@ def without_quantizer(tokenizer: vqtok.ImageTokenizer, pixels: Tensor) -> Tensor
     """Return pixels after the networks alone."""
     if not isinstance(tokenizer, vqtok.Tokenizer):
         raise TypeError("expected a tokenizer of one encoder and one decoder")
-    return tokenizer.decode_vectors(vqtok.ops.normalize_latents(tokenizer.latents(pixels)))
+    latents, quantizer = tokenizer.latents(pixels), tokenizer.quantizer
+    if not isinstance(quantizer, vqtok.GumbelQuantizer):
+        return tokenizer.decode_vectors(vqtok.ops.normalize_latents(latents))
+    logits = latents if quantizer.proj is None else quantizer.proj(latents)
+    return tokenizer.decode_vectors((logits / quantizer.temperature).softmax(dim=-1) @ quantizer.codebook)
 
 
 def losses(tokenizer: vqtok.ImageTokenizer, pixels: Tensor) -> dict[str, Tensor]:
@@ -126,7 +130,8 @@ def losses(tokenizer: vqtok.ImageTokenizer, pixels: Tensor) -> dict[str, Tensor]
 
 def _schedule(tokenizer: vqtok.ImageTokenizer, trial: Trial, step: int, steps: int) -> None:
     if isinstance(tokenizer.quantizer, vqtok.GumbelQuantizer):
-        tokenizer.quantizer.temperature = schedules.cosine(step, *trial.temperature, steps * 4 // 5)
+        first = int(trial.continuous * steps)
+        tokenizer.quantizer.temperature = schedules.cosine(max(0, step - first), *trial.temperature, steps - first)
 
 
 def measure(tokenizer: vqtok.ImageTokenizer, photos: list[images.RGB]) -> dict[str, float]:

@@ -79,7 +79,9 @@ _CIFAR = SmallNetwork(channels=(64, 128), residual_blocks=(0, 2), residual_ratio
 _F16 = ConvNetwork(multipliers=(1, 1, 2, 2, 4), attention_levels=(4,))
 _F8 = ConvNetwork(multipliers=(1, 2, 2, 4), attention_levels=(3,), z_channels=4)
 _F8_WIDE = ConvNetwork(multipliers=(1, 1, 2, 4), attention_levels=(3,))
-_F4_TINY = ConvNetwork(channels=32, multipliers=(1, 1, 2), residual_blocks=1, attention_levels=(2,), z_channels=32)
+_F4_TINY = ConvNetwork(
+    channels=16, multipliers=(1, 2, 4), residual_blocks=1, attention_levels=(2,), z_channels=32, groups=8
+)
 _DVAE = DvaeNetwork(multipliers=(1, 2, 4, 8))
 _DVAE_CODES = GumbelQuantizerSection(latent_dim=8192, vocab_size=8192, dim=128, projection=False)
 _DVAE_TINY = DvaeNetwork(channels=32, multipliers=(1, 2, 4), residual_blocks=1)
@@ -123,7 +125,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             _grid(_F8_WIDE, GumbelQuantizerSection(latent_dim=256, vocab_size=8192, dim=256)),
             "Esser et al. 2021, README of taming-transformers: OpenImages f8, Gumbel quantization",
         ),
-        "vqgan-tiny": Preset(_grid(_F4_TINY, _TINY_CODES), "VQGAN's network at 0.8 M parameters"),
+        "vqgan-tiny": Preset(_grid(_F4_TINY, _TINY_CODES), "VQGAN's network, a twelfth as wide"),
         "vqgan-gumbel-tiny": Preset(
             _grid(_F4_TINY, GumbelQuantizerSection(latent_dim=16, vocab_size=1024, dim=16)),
             "vqgan-tiny with Gumbel quantization",
@@ -181,9 +183,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 ),
                 feature_decoder=TransformerSection(depth=2, heads=4, mlp_width=192),
                 pixel_decoder=SmallNetwork(channels=(32, 64, 96), residual_blocks=(0, 1, 1)),
-                preprocess=PreprocessSpec(resize="center", size=128, multiple=8),
+                preprocess=PreprocessSpec(resize="center", size=96, multiple=8),
             ),
-            "lavit-dynamic at 1 M parameters, for photographs of 128 pixels; benchmarks/dynamic.py",
+            "lavit-dynamic at 1 M parameters, for photographs of 96 pixels; benchmarks/dynamic.py",
         ),
         "photo-f8": Preset(
             _grid(

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 import vqtok
 from vqtok import EmaQuantizer, VectorQuantizer
 from vqtok.errors import ConfigError
+from vqtok.quantizers import ResidualQuantizer
 
 ALL = {
     "vector-l2": lambda: VectorQuantizer(dim=6, vocab_size=31),
@@ -208,11 +209,15 @@ def _learn_in_a_rank(rank: int, address: str, batches: torch.Tensor, results) ->
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     plain, picking = _deterministic_ema(), _deterministic_ema(revive_below=0.5, kmeans_iterations=2)
+    levels = [_deterministic_ema(revive_below=0.5, kmeans_iterations=2) for _ in range(4)]
+    residual, depths = ResidualQuantizer(levels, dropout=0.8).train(), []
     torch.manual_seed(rank)  # ranks of a real training draw other numbers, and their batches need not be of one size
     for batch in batches:
         half = batch[:24] if rank else batch[24:]
         plain(half), picking(half)
-    results.put((rank, [{name: x.numpy() for name, x in q.state_dict().items()} for q in (plain, picking)]))
+        depths.append(residual(half).codes.shape[-1])
+    states = [{name: x.numpy() for name, x in q.state_dict().items()} for q in (plain, picking, residual)]
+    results.put((rank, [*states, {"depths": torch.tensor(depths).numpy()}]))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -223,7 +228,7 @@ def _deterministic_ema(**options) -> EmaQuantizer:
 
 
 def test_two_processes_hold_one_codebook_and_learn_what_one_learns_on_the_joined_batch(tmp_path):
-    batches = torch.randn(4, 64, 4)
+    batches = torch.randn(6, 64, 4)
     alone = _deterministic_ema()
     for batch in batches:
         alone(batch)
@@ -239,6 +244,7 @@ def test_two_processes_hold_one_codebook_and_learn_what_one_learns_on_the_joined
     for first, second in zip(found[0], found[1], strict=True):
         for name, x in first.items():
             assert (x == second[name]).all(), name
+    assert len({*found[0][3]["depths"].tolist()}) > 1  # ranks drew, and both used what rank 0 drew
     for name, expected in alone.state_dict().items():
         # The sums of two halves are rounded in another order than one sum.
         torch.testing.assert_close(torch.from_numpy(found[0][0][name]), expected, rtol=1e-6, atol=1e-6, msg=name)
