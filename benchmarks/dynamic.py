@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 import vqtok
 from vqtok import images
-from vqtok.losses import Objective, cosine_feature_loss, keep_ratio_loss, l2
-from vqtok.training import schedules
+from vqtok.losses import Objective, cosine_feature_loss, keep_certainty_loss, keep_ratio_loss, l2
+from vqtok.training.schedules import cosine_ramp
 
 RATIO = 1 / 3
-WEIGHTS = {"features": 1.0, "keep_ratio": 2.0, "commitment": 0.25, "l2": 0.2}
+WEIGHTS = {"features": 1.0, "keep_ratio": 2.0, "certainty": 0.05, "commitment": 0.25, "l2": 0.2}
 Row = dict[str, float]
 
 
@@ -73,7 +73,7 @@ def fit(
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
     for step in tqdm(range(steps), name, disable=None):
         for group in optimizer.param_groups:
-            group["lr"] = rate * min(1.0, (step + 1) / 50) * schedules.cosine(step, 1, 0.02, steps)
+            group["lr"] = rate * min(1.0, (step + 1) / 50) * cosine_ramp(step, start=1, end=0.02, steps=steps)
         optimizer.zero_grad()
         losses = loss()
         losses["total"].backward()
@@ -113,6 +113,7 @@ def train(tokenizer: vqtok.DynamicTokenizer, batches: Batches, photos: Tensor, s
             losses = {
                 "features": cosine_feature_loss(made.statistics["features"], made.statistics["target"]),
                 "keep_ratio": keep_ratio_loss(made.statistics["keep"].flatten(), RATIO),
+                "certainty": keep_certainty_loss(made.statistics["keep_probability"]),
                 "l2": l2(made.pixels, pixels),
                 "commitment": pixels.new_zeros(()),
                 **made.quantized.losses,

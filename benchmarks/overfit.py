@@ -24,7 +24,7 @@ import vqtok
 from vqtok import images
 from vqtok.evaluation.metrics import psnr
 from vqtok.losses import Objective, l2, logit_laplace
-from vqtok.training import schedules
+from vqtok.training.schedules import cosine_ramp
 
 PHOTO = Path(__file__).parents[1] / "examples/photo.jpg"
 SIDE = 64
@@ -93,7 +93,9 @@ def run(trial: Trial, photos: list[images.RGB], steps: int, seed: int = 0) -> li
     for step in range(steps):
         _schedule(tokenizer, trial, step, steps)
         for group in optimizer.param_groups:
-            group["lr"] = trial.learning_rate * min(1.0, (step + 1) / 50) * schedules.cosine(step, 1, 0.01, steps)
+            group["lr"] = (
+                trial.learning_rate * min(1.0, (step + 1) / 50) * cosine_ramp(step, start=1, end=0.01, steps=steps)
+            )
         batch = pixels[torch.randperm(len(pixels))[:8]]
         optimizer.zero_grad()
         if step < trial.continuous * steps:
@@ -131,7 +133,8 @@ def losses(tokenizer: vqtok.ImageTokenizer, pixels: Tensor) -> dict[str, Tensor]
 def _schedule(tokenizer: vqtok.ImageTokenizer, trial: Trial, step: int, steps: int) -> None:
     if isinstance(tokenizer.quantizer, vqtok.GumbelQuantizer):
         first = int(trial.continuous * steps)
-        tokenizer.quantizer.temperature = schedules.cosine(max(0, step - first), *trial.temperature, steps - first)
+        start, end = trial.temperature
+        tokenizer.quantizer.temperature = cosine_ramp(step, start=start, end=end, steps=steps - first, first=first)
 
 
 def measure(tokenizer: vqtok.ImageTokenizer, photos: list[images.RGB]) -> dict[str, float]:

@@ -107,7 +107,8 @@ class DynamicTokenizer(ImageTokenizer):
 
         Returns:
             quantized: of the kept patches, vectors [T, D]; with ``quantize`` off, latents themselves and no losses.
-            statistics: ``features`` and ``target`` [B, N, C], ``keep`` float [B, N] with the selector's gradient.
+            statistics: ``features`` and ``target`` [B, N, C], ``keep`` float [B, N] with the selector's
+                gradient, ``keep_probability`` float [B, N].
             pixels: of the decoded features; [B, 3, 0, 0] without a pixel decoder.
         """
         target = self._features(pixels)
@@ -123,7 +124,13 @@ class DynamicTokenizer(ImageTokenizer):
         with self.autocast():
             features = self.feature_decoder(quantized.vectors, lengths, ops.compact(policy, keep)[0]).float()
         decoded = pixels.new_zeros(len(pixels), 3, 0, 0) if self.pixel_decoder is None else self._to_pixels(features)
-        return Reconstruction(decoded, quantized, {"features": features, "target": target, "keep": policy})
+        statistics = {
+            "features": features,
+            "target": target,
+            "keep": policy,
+            "keep_probability": scores[..., 0].exp(),
+        }
+        return Reconstruction(decoded, quantized, statistics)
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Return what the quantizer sees of pixels [B, 3, S, S]: float32 [T, D], of the model's own selection."""
