@@ -102,38 +102,35 @@ def train_teacher(tokenizer: vqtok.DynamicTokenizer, batches: Batches, steps: in
     teacher.requires_grad_(False).eval()
 
 
-def train(tokenizer: vqtok.DynamicTokenizer, batches: Batches, photos: Tensor, stages: tuple[int, int]) -> list[Row]:
-    """Train without and then with the quantizer; return the curve."""
+def train(tokenizer: vqtok.DynamicTokenizer, batches: Batches, photos: Tensor, quantize: bool, steps: int) -> list[Row]:
+    """Train a stage, without or with the quantizer; return the curve."""
+    tokenizer.quantize, done = quantize, 0
+
+    def loss() -> Mapping[str, Tensor]:
+        nonlocal done
+        # The selector first learns what is worth keeping, and then to be sure of it.
+        certainty = CERTAINTY if quantize else linear_ramp(done, start=0.0, end=CERTAINTY, steps=steps)
+        objective, pixels = Objective(WEIGHTS | {"certainty": certainty}), batches()
+        done += 1
+        made = tokenizer(pixels)
+        losses = {
+            "features": cosine_feature_loss(made.statistics["features"], made.statistics["target"]),
+            "keep_ratio": keep_ratio_loss(made.statistics["keep"].flatten(), RATIO),
+            "certainty": keep_certainty_loss(made.statistics["keep_probability"]),
+            "l2": l2(made.pixels, pixels),
+            "commitment": pixels.new_zeros(()),
+            **made.quantized.losses,
+        }
+        return {"total": objective(losses).total, **losses}
+
     curve: list[Row] = []
     learnt = [x for name, x in tokenizer.named_children() if name != "features"]
-    for quantize, steps in zip((False, True), stages, strict=True):
-        tokenizer.quantize = quantize
-        done = 0
-
-        def loss() -> Mapping[str, Tensor]:
-            nonlocal done
-            # The selector first learns what is worth keeping, and then to be sure of it.
-            certainty = CERTAINTY if quantize else linear_ramp(done, start=0.0, end=CERTAINTY, steps=steps)
-            objective, pixels = Objective(WEIGHTS | {"certainty": certainty}), batches()
-            done += 1
-            made = tokenizer(pixels)
-            losses = {
-                "features": cosine_feature_loss(made.statistics["features"], made.statistics["target"]),
-                "keep_ratio": keep_ratio_loss(made.statistics["keep"].flatten(), RATIO),
-                "certainty": keep_certainty_loss(made.statistics["keep_probability"]),
-                "l2": l2(made.pixels, pixels),
-                "commitment": pixels.new_zeros(()),
-                **made.quantized.losses,
-            }
-            return {"total": objective(losses).total, **losses}
-
-        tokenizer.train()
-        for step, row in fit("B" if quantize else "A", learnt, loss, steps, 1e-3):
-            if step % 50 == 0:
-                curve.append({"stage": float(quantize), "step": step, **row, **measure(tokenizer, photos)})
-                shown = {key: round(value, 3) for key, value in curve[-1].items()}
-                tqdm.write(json.dumps(shown))
-                tokenizer.train()
+    tokenizer.train()
+    for step, row in fit("B" if quantize else "A", learnt, loss, steps, 1e-3):
+        if step % 50 == 0:
+            curve.append({"stage": float(quantize), "step": step, **row, **measure(tokenizer, photos)})
+            tqdm.write(json.dumps({key: round(value, 3) for key, value in curve[-1].items()}))
+            tokenizer.train()
     return curve
 
 
@@ -187,7 +184,8 @@ def main() -> None:
     batches = Batches(tokenizer, load_photos(options.photos, 160, options.limit), 8)
     held = torch.cat([tokenizer.preprocess(photo) for photo in load_photos(options.validate, 128)])
     train_teacher(tokenizer, batches, options.steps[0])
-    curve = train(tokenizer, batches, held, tuple(options.steps[1:]))
+    stages = zip((False, True), options.steps[1:], strict=True)
+    curve = [row for quantize, steps in stages for row in train(tokenizer, batches, held, quantize, steps)]
     print(json.dumps({"seconds": time.monotonic() - started, "photos": len(held), **curve[-1]}, indent=1))
     if options.save:
         tokenizer.eval().save(options.save, overwrite=True)
