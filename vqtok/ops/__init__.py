@@ -6,6 +6,7 @@ from vqtok.ops.lookup import nearest_code as nearest_code
 from vqtok.ops.norms import half_squared_norms as half_squared_norms
 from vqtok.ops.norms import normalize_codebook as normalize_codebook
 from vqtok.ops.norms import normalize_latents as normalize_latents
+from vqtok.ops.passage import pass_through as pass_through
 from vqtok.ops.passage import rotate as rotate
 from vqtok.ops.passage import straight_through as straight_through
 from vqtok.ops.prepared import PreparedCodebook as PreparedCodebook
@@ -30,6 +31,7 @@ __all__ = [
     "normalize_codebook",
     "normalize_latents",
     "pad",
+    "pass_through",
     "rotate",
     "straight_through",
     "update_averages",

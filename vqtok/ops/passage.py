@@ -1,6 +1,7 @@
 """straight_through and rotate: code vectors forward, a gradient for the latents backward, and the two error terms.
 
-Both give the same values; they differ in what the latents learn from the gradient of the vectors.
+Both give the same values; they differ in what the latents learn from the gradient of the vectors. pass_through is the
+passage alone, for values that are no rows of a codebook.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vqtok.errors import ConfigError
 from vqtok.ops.checks import check_codes, check_range, check_spaces
 from vqtok.ops.reference import common_dtype
 from vqtok.ops.registration import register
@@ -88,6 +90,39 @@ def rotate(latents: Tensor, codebook: Tensor, codes: Tensor) -> Quantized:
     return _passed(_Rotate, latents, codebook, codes)
 
 
+def pass_through(values: Tensor, carrier: Tensor) -> Tensor:
+    """Return values, bit for bit, whose whole gradient goes to the carrier.
+
+    Args:
+        values: float [...]; no gradient reaches them.
+        carrier: float [...], of the same shape, on the same device; of any floating dtype.
+
+    Returns:
+        [...], the values in their own dtype. The carrier's gradient is that of the result, rounded once to its dtype.
+
+    Raises:
+        ConfigError: shapes, devices or dtypes do not fit.
+
+    Source:
+        Bengio, Leonard and Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
+        Computation", 2013, section 4: the straight-through estimator.
+
+    >>> latents = torch.tensor([0.2, -3.0], requires_grad=True)
+    >>> signs = pass_through(latents.sign(), latents)
+    >>> (signs * torch.tensor([5.0, 7.0])).sum().backward()
+    >>> signs.tolist(), latents.grad.tolist()
+    ([1.0, -1.0], [5.0, 7.0])
+    """
+    if values.shape != carrier.shape or values.device != carrier.device:
+        raise ConfigError(
+            f"expected values and carrier of one shape on one device, got {list(values.shape)} on {values.device} and "
+            f"{list(carrier.shape)} on {carrier.device}"
+        )
+    if not (values.is_floating_point() and carrier.is_floating_point()):
+        raise ConfigError(f"expected values and carrier of floats, got {values.dtype} and {carrier.dtype}")
+    return _PassThrough.apply(values.detach(), carrier)
+
+
 def _passed(function: type[torch.autograd.Function], latents: Tensor, codebook: Tensor, codes: Tensor) -> Quantized:
     check_spaces(latents, codebook)
     check_codes(latents, codes)
@@ -127,6 +162,22 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         return _gradients(torch.ops.vqtok.rotate_backward.default, ctx, gradients)
+
+
+class _PassThrough(torch.autograd.Function):
+    """Where pass_through meets autograd; of the carrier only the dtype is kept."""
+
+    @staticmethod
+    def forward(values: Tensor, carrier: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0].to(ctx.dtype)
 
 
 def _gradients(of_latents: Any, ctx: Any, gradients: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None, None]:
