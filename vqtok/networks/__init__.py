@@ -9,11 +9,16 @@ from vqtok.networks.dvae import DvaeDecoder as DvaeDecoder
 from vqtok.networks.dvae import DvaeEncoder as DvaeEncoder
 from vqtok.networks.emu3 import Emu3Decoder as Emu3Decoder
 from vqtok.networks.emu3 import Emu3Encoder as Emu3Encoder
+from vqtok.networks.eva import EvaVit as EvaVit
+from vqtok.networks.eva import TokensOfVit as TokensOfVit
+from vqtok.networks.feature_decoder import FeatureDecoder as FeatureDecoder
 from vqtok.networks.magvit2 import Magvit2Decoder as Magvit2Decoder
 from vqtok.networks.magvit2 import Magvit2Encoder as Magvit2Encoder
 from vqtok.networks.maskgit import MaskgitDecoder as MaskgitDecoder
 from vqtok.networks.maskgit import MaskgitEncoder as MaskgitEncoder
+from vqtok.networks.merger import TokenMerger as TokenMerger
 from vqtok.networks.reach import reach as reach
+from vqtok.networks.selector import TokenSelector as TokenSelector
 from vqtok.networks.small import SmallDecoder as SmallDecoder
 from vqtok.networks.small import SmallEncoder as SmallEncoder
 from vqtok.networks.titok import TitokDecoder as TitokDecoder
