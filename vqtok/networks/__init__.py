@@ -18,6 +18,10 @@ from vqtok.networks.maskgit import MaskgitDecoder as MaskgitDecoder
 from vqtok.networks.maskgit import MaskgitEncoder as MaskgitEncoder
 from vqtok.networks.merger import TokenMerger as TokenMerger
 from vqtok.networks.reach import reach as reach
+from vqtok.networks.selection import Selection as Selection
+from vqtok.networks.selection import SelectionKind as SelectionKind
+from vqtok.networks.selection import SelectionRule as SelectionRule
+from vqtok.networks.selection import sample_keep as sample_keep
 from vqtok.networks.selector import TokenSelector as TokenSelector
 from vqtok.networks.small import SmallDecoder as SmallDecoder
 from vqtok.networks.small import SmallEncoder as SmallEncoder

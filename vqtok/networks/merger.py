@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +56,8 @@ class MergerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor, layout: Layout) -> Tensor:
         """Apply the block to kept patches x [T, width] beside a context [S, width]."""
-        qkv = spread(in_row_blocks(self._own, x), layout.kept)
-        found, _ = ops.compact(attend(*qkv.chunk(3, dim=-1), self.heads, layout.causal), layout.kept)
+        query, key, value = spread(in_row_blocks(self._own, x), layout.kept).chunk(3, dim=-1)
+        found, _ = ops.compact(attend(query, key, value, self.heads, layout.causal), layout.kept)
         x = in_row_blocks(self._after_self, x, found)
         query = spread(in_row_blocks(self._query, x), layout.kept)
         key, value = spread(in_row_blocks(self._looked_up, context), layout.context).chunk(2, dim=-1)
@@ -69,7 +70,8 @@ class MergerBlock(nn.Module):
         """Apply the block to all patches [B, N, width], of which keep float [B, N] says who counts, with a gradient."""
         itself = torch.eye(keep.shape[1], dtype=keep.dtype, device=keep.device)
         causal = (keep[:, None] + (1 - keep[:, None]) * itself).tril()
-        x = self._after_self(x, policy_attend(*self._own(x).chunk(3, dim=-1), self.heads, causal, epsilon))
+        query, key, value = self._own(x).chunk(3, dim=-1)
+        x = self._after_self(x, policy_attend(query, key, value, self.heads, causal, epsilon))
         key, value = self._looked_up(context).chunk(2, dim=-1)
         return self._after_cross(x, policy_attend(self._query(x), key, value, self.heads, 1 - keep[:, None], epsilon))
 
@@ -154,7 +156,7 @@ class TokenMerger(nn.Module):
         self._check(features, keep)
         x, context = features, self.context_norm(features)
         for block in self.blocks:
-            x = block.dense(x, context, keep, self.epsilon)
+            x = cast(MergerBlock, block).dense(x, context, keep, self.epsilon)
         return self.norm(x)
 
     def _check(self, features: Tensor, keep: Tensor) -> None:

@@ -38,6 +38,9 @@ def policy_attend(
     blind = ~seen.any(dim=-1, keepdim=True)
     hidden = ~seen & ~blind & (epsilon == 0)
     top = scores.detach().masked_fill(hidden, -torch.inf).amax(dim=-1, keepdim=True)
-    strengths = (scores - top).clamp(max=0).exp() * weights + (epsilon / key.shape[-2] or blind)
+    gaps = scores - top
+    # Clamping seen keys changes no value, but would halve or stop the gradient of the strongest.
+    gaps = torch.where(hidden, gaps.clamp(max=0), gaps)
+    strengths = gaps.exp() * weights + (epsilon / key.shape[-2] or blind)
     shares = strengths / strengths.sum(dim=-1, keepdim=True)
     return (shares.to(value.dtype) @ value).transpose(1, 2).flatten(2)
