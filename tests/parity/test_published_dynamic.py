@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from vqtok import VectorQuantizer, images, ops
+from vqtok.dynamic import DynamicTokenizer
 from vqtok.images import PreprocessSpec
 from vqtok.networks import EvaVit, FeatureDecoder, TokenMerger, TokenSelector
 from vqtok.networks.transformer import Mlp
@@ -183,14 +184,13 @@ def test_the_decoder_gives_the_published_features_of_runs_of_different_lengths(p
     close(decoded, numbers["decode_keepall_and_half"], 1.3e-5)
 
 
-@torch.no_grad()
-def test_the_whole_way_from_pictures_gives_the_published_codes(parts, numbers, pixels):
-    features = parts["features"](pixels)
-    scores = parts["selector"](features)
-    keep = scores[..., 0] >= scores[..., 1]
-    latents = parts["projection"](parts["merger"](features, keep))
-    close(latents, numbers["latents"], 1.8e-4)
-    codes, lengths = parts["quantizer"].encode(latents), keep.sum(1)
-    assert torch.equal(lengths, numbers["token_counts"])
-    assert torch.equal(codes, ops.compact(numbers["indices"].flatten(1), keep_of(numbers))[0])
-    close(parts["decoder"](parts["quantizer"].decode(codes), lengths), numbers["decoded"], 1.3e-5)
+def test_the_whole_way_from_pictures_and_back_gives_the_published_numbers(parts, numbers, pixels):
+    tokenizer = DynamicTokenizer(**{str(name): part for name, part in parts.items()}, preprocess=SPEC)
+    tokens = tokenizer.encode(pixels)
+    assert torch.equal(tokens.lengths, numbers["token_counts"])
+    assert torch.equal(tokens.ids, ops.compact(numbers["indices"].flatten(1), keep_of(numbers))[0])
+    close(tokenizer.latents(pixels), numbers["latents"], 1.8e-4)
+    close(tokenizer.decode_features(tokens), numbers["decoded"], 1.3e-5)
+    rows = tokenizer.tokenize([FOLDER / f"image_{i}.png" for i in range(4)])
+    assert np.array_equal(rows.ids, tokens.ids.numpy())
+    assert np.array_equal(rows.keep.reshape(4, 8, 8), numbers["keep_mask"].numpy())
