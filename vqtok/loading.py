@@ -16,16 +16,23 @@ from vqtok.architecture import (
     DECODERS,
     ENCODERS,
     FORMAT,
+    Architecture,
+    DynamicArchitecture,
+    HierarchicalArchitecture,
     ModelCard,
     arguments,
     build_quantizer,
     override,
     read_section,
 )
+from vqtok.dynamic import DynamicTokenizer
 from vqtok.errors import ConfigError, InputError, MismatchError, ResourceError
+from vqtok.hierarchy import HierarchicalTokenizer
 from vqtok.image_tokenizer import ImageTokenizer, Precision
+from vqtok.networks import EvaVit, FeatureDecoder, Merger, Selector, Vqvae2Network
+from vqtok.networks.transformer import Mlp
 from vqtok.presets import find_preset
-from vqtok.quantizers import EmaQuantizer
+from vqtok.quantizers import EmaQuantizer, LevelsQuantizer
 from vqtok.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "photo-f8"
@@ -49,13 +56,47 @@ def build(preset: str, **options: Any) -> ImageTokenizer:
 
 def assemble(card: ModelCard) -> ImageTokenizer:
     """Return a tokenizer with fresh random weights from its card."""
-    architecture = card.architecture
-    quantizer = build_quantizer(architecture.quantizer)
-    encoder = ENCODERS[architecture.encoder.type](dim=quantizer.latent_dim, **arguments(architecture.encoder))
-    decoder = DECODERS[architecture.decoder.type](dim=quantizer.dim, **arguments(architecture.decoder))
-    tokenizer = Tokenizer(encoder, quantizer, decoder, architecture.preprocess)
+    model = card.architecture
+    if isinstance(model, HierarchicalArchitecture):
+        tokenizer = _hierarchical(model)
+    elif isinstance(model, DynamicArchitecture):
+        tokenizer = _dynamic(model)
+    else:
+        tokenizer = _grid(model)
     tokenizer.card = card
     return tokenizer
+
+
+def _grid(architecture: Architecture) -> Tokenizer:
+    quantizer = build_quantizer(architecture.quantizer)
+    encoder = ENCODERS[architecture.encoder.type](dim=quantizer.latent_dim, **arguments(architecture.encoder))
+    statistics = {"out_channels": 6} if architecture.output == "logit-laplace" else {}
+    decoder = DECODERS[architecture.decoder.type](dim=quantizer.dim, **arguments(architecture.decoder), **statistics)
+    return Tokenizer(encoder, quantizer, decoder, architecture.preprocess, architecture.output)
+
+
+def _hierarchical(architecture: HierarchicalArchitecture) -> HierarchicalTokenizer:
+    top, bottom = (build_quantizer(architecture.quantizer) for _ in range(2))
+    network = Vqvae2Network(dim=top.dim, **arguments(architecture.network))
+    return HierarchicalTokenizer(network, LevelsQuantizer(top, bottom, network.ratio), architecture.preprocess)
+
+
+def _dynamic(model: DynamicArchitecture) -> DynamicTokenizer:
+    quantizer, spec, width = build_quantizer(model.quantizer), model.preprocess, model.features.width
+    size = spec.size or 0
+    decoder, pixels = model.feature_decoder, model.pixel_decoder
+    return DynamicTokenizer(
+        EvaVit(image_size=size, patch=spec.multiple, **arguments(model.features)),
+        Selector(width),
+        Merger(width=width, **arguments(model.merger)),
+        Mlp(width, width, "tanh", quantizer.latent_dim),
+        quantizer,
+        FeatureDecoder(dim=quantizer.dim, positions=(size // spec.multiple) ** 2, width=width, **arguments(decoder)),
+        None if pixels is None else DECODERS[pixels.type](dim=width, **arguments(pixels)),
+        spec,
+        unit_latents=model.unit_latents,
+        temperature=model.temperature,
+    )
 
 
 def load(
@@ -118,10 +159,16 @@ def find_device(device: str | torch.device) -> torch.device:
 
 def _is_ours(path: Path) -> bool:
     """Tell whether a path is a model folder, or what is nothing of anybody's and so shall be refused as one."""
-    if not path.is_dir():
-        return not path.is_file()
-    config = path / "config.json"
-    return not any(path.iterdir()) or (config.exists() and (FORMAT.split("/")[0] in config.read_text(errors="replace")))
+    try:
+        if not path.is_dir():
+            return not path.is_file()
+        config = path / "config.json"
+        if not config.is_file():  # a pipe would be waited for
+            return config.exists() or not any(path.iterdir())
+        with open(config, "rb") as file:
+            return FORMAT.split("/")[0].encode() in file.read(1 << 20)
+    except OSError:
+        return True
 
 
 def _load_folder(folder: Path) -> ImageTokenizer:

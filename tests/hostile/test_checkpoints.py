@@ -388,8 +388,63 @@ def test_a_family_that_is_not_the_files_is_refused(state, tmp_path):
         vqtok.load(saved(tmp_path / "y.ckpt", {"a.weight": torch.zeros(2)}))
 
 
+@pytest.fixture(scope="module")
+def four_blocks():
+    torch.manual_seed(0)
+    tokenizer = vqtok.build("vqgan-f16-1024", vocab_size=24, dim=6, multiple=2, **{**CONV, "residual_blocks": 4})
+    return tokenizer.eval()
+
+
+@pytest.mark.parametrize("averages", [False, True])
+def test_where_names_cannot_tell_both_candidates_are_named(averages, four_blocks, tokenizer, tmp_path):
+    """With four blocks, or with averaged weights, names are IBQ's as well, whose tokens would be others."""
+    whose = tokenizer if averages else four_blocks
+    state = adapters.export(whose.inference_tensors(), "taming_vqgan")
+    if averages:
+        state |= {f"model_ema.{name.replace('.', '')}": torch.zeros_like(x) for name, x in state.items()}
+    path = saved(tmp_path / "x.ckpt", {"state_dict": state})
+    with pytest.raises(ConfigError, match=r"taming_vqgan and seed_voken_ibq.*give family="):
+        vqtok.load(path)
+    assert same(vqtok.load(path, family="taming_vqgan"), whose)
+    assert same(
+        vqtok.load(path, config={"model": {"target": "taming.models.vqgan.VQModel", "params": {"n_embed": 24}}}), whose
+    )
+    (tmp_path / "x.yaml").write_text("model: {class_path: src.IBQ.models.ibqgan.IBQ, init_args: {n_embed: 24}}")
+    with pytest.raises(ConfigError, match="seed_voken_ibq"):
+        vqtok.load(path)
+
+
+def test_chameleons_whole_checkpoint_has_tamings_names_and_its_own_pixels(state, tokenizer, tmp_path):
+    path = saved(tmp_path / "vqgan.ckpt", state)
+    assert vqtok.load(path).spec.high == 1.0
+    chameleon = vqtok.load(path, family="hf_chameleon_vq")
+    assert same(chameleon, tokenizer)
+    white = chameleon.preprocess(torch.full((2, 2, 3), 255, dtype=torch.uint8).numpy())
+    assert white.unique().item() == pytest.approx(255 * 0.0078 - 1, abs=1e-7)
+
+
+def test_amuseds_model_takes_pixels_from_zero(tmp_path):
+    plain = vqtok.build("vqgan-f16-1024", vocab_size=24, dim=6, multiple=2, middle_attention=False, **CONV)
+    path = saved(tmp_path / "x.bin", adapters.export(plain.inference_tensors(), "diffusers_vqmodel"))
+    assert vqtok.load(path).spec.low == 0.0
+    assert vqtok.load(path, config={"lookup_from_codebook": False, "norm_num_groups": 32}).spec.low == -1.0
+    with pytest.raises(ConfigError, match="norm_type"):
+        vqtok.load(path, config={"norm_type": "spatial"})
+    other = vqtok.load(path, config={"norm_num_groups": 16})
+    assert other.card.architecture.encoder.groups == other.card.architecture.decoder.groups == 16
+
+
 def test_two_checkpoints_in_one_folder_need_a_choice(state, tmp_path):
     saved(tmp_path / "a.ckpt", state)
     saved(tmp_path / "b.ckpt", state)
     with pytest.raises(ConfigError, match=r"a\.ckpt, b\.ckpt"):
         vqtok.load(tmp_path)
+
+
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path):
+    (tmp_path / "model").mkdir()
+    for name in ("x.ckpt", "model/config.json"):
+        os.mkfifo(tmp_path / name)
+    for path in (tmp_path / "x.ckpt", tmp_path / "model"):
+        with pytest.raises(InputError, match="pipe"):
+            vqtok.load(path)

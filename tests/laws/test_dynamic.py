@@ -1,524 +1,444 @@
-"""Laws of `DynamicTokenizer`: as many tokens as an image needs, and the same whatever is beside it."""
-
-import json
-import math
+"""Laws of the dynamic tokenizer: what is kept, that neighbours change nothing, that training and inference agree."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torch import nn
 
-import vqtok
-from vqtok import EmaQuantizer, VectorQuantizer, images, ops
+from vqtok import EmaQuantizer, VectorQuantizer
 from vqtok.dynamic import DynamicTokenizer
-from vqtok.errors import ConfigError, MismatchError, NonFiniteLatents
+from vqtok.errors import ConfigError, MismatchError, NonFiniteLatents, VqtokError
 from vqtok.images import PreprocessSpec
-from vqtok.losses import Objective
-from vqtok.networks import (
-    EvaVit,
-    FeatureDecoder,
-    SelectionRule,
-    SmallDecoder,
-    TokenMerger,
-    TokenSelector,
-    VitDecoder,
-)
-from vqtok.networks.transformer import Mlp
+from vqtok.losses import cosine_feature_loss, keep_ratio_loss
+from vqtok.networks import EvaVit, FeatureDecoder, Merger, Selector, SmallDecoder, VitDecoder
+from vqtok.networks.policy import policy_attend
+from vqtok.networks.selection import carry, gumbel, image_noise, keep_likely, keep_most_likely
+from vqtok.networks.transformer import Mlp, attend
 from vqtok.types import TokenRuns
 
-SIZES = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 48}
-SIDE, N = 64, 64
+SIZES = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64}
+N = 64
 
 
-def build(quantizer: vqtok.Quantizer | None = None, **parts) -> DynamicTokenizer:
-    """A small tokenizer of 8 x 8 patches; weights are moved off their small initial values, so that things differ."""
-    made = {
-        "features": EvaVit(**SIZES, patch=8, grid=(8, 8)),
-        "selector": TokenSelector(32),
-        "merger": TokenMerger(**SIZES),
-        "projection": Mlp(32, 32, "tanh", out_dim=4),
-        "quantizer": quantizer or VectorQuantizer(4, 64, unit_latents=True),
-        "decoder": FeatureDecoder(dim=4, **SIZES, grid=(8, 8)),
-        "preprocess": PreprocessSpec(resize="stretch", size=SIDE, multiple=8),
-        "pixel_head": SmallDecoder(channels=(8, 8, 16), residual_blocks=(0, 0, 1), dim=32),
-        **parts,
-    }
-    tokenizer = DynamicTokenizer(**made)
+def build(*, pixels=True, quantizer=VectorQuantizer, **options) -> DynamicTokenizer:
+    """A small model whose selector has opinions and whose networks are not near zero."""
+    decoder = VitDecoder(dim=32, width=32, depth=1, heads=2, mlp_width=64, patch=8, head_dim=16) if pixels else None
+    tokenizer = DynamicTokenizer(
+        EvaVit(image_size=64, patch=8, **SIZES),
+        Selector(32),
+        Merger(**SIZES),
+        Mlp(32, 32, "tanh", 8),
+        quantizer(8, 128),
+        FeatureDecoder(dim=8, positions=N, **SIZES),
+        decoder,
+        PreprocessSpec(resize="center", size=64, multiple=8),
+        **options,
+    )
     with torch.no_grad():
         for name, x in tokenizer.named_parameters():
-            if not name.startswith(("pixel_head", "quantizer")):
-                x += 0.15 * torch.randn_like(x)
-        last = tokenizer.selector.head[4]
-        last.weight.mul_(10)
-        margin = tokenizer.selector(tokenizer.eval().features(pixels(16))).diff(dim=2)
-        last.bias[0] += margin.median()  # about half of all patches are kept
-        tokenizer.rule = SelectionRule("topk", tokens=N)
-        latents = ops.normalize_latents(tokenizer.latents(pixels(16)))
-        tokenizer.rule = SelectionRule()
-        codebook = tokenizer.quantizer.codebook
-        codebook.copy_(latents[torch.randperm(len(latents))[: len(codebook)]])
+            if x.ndim == 2 and "pixel_decoder" not in name:
+                x.mul_(8)
+        tokenizer.features.from_pixels.weight.mul_(4)
+        tokenizer.quantizer.codebook.copy_(torch.nn.functional.normalize(torch.randn(128, 8), dim=1))
+        features = tokenizer.features(pictures(16))
+        # Half of all patches are kept, by images from few to many.
+        scores = tokenizer.selector(features)
+        tokenizer.selector.to_scores.bias[0] -= (scores[..., 0] - scores[..., 1]).median()
     return tokenizer
-
-
-def pixels(batch: int, seed: int = 0) -> torch.Tensor:
-    """Smooth colours, noise and plain images, so that lengths differ."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(batch, 3, 5, 5, generator=generator)
-    smooth = nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bicubic")
-    noise = torch.randn(batch, 3, SIDE, SIDE, generator=generator) * torch.linspace(0, 1, batch)[:, None, None, None]
-    return (smooth + noise).clamp(-1, 1)
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
-    return (smooth + rng.integers(-20, 21, smooth.shape)).clip(0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def tiny() -> DynamicTokenizer:
     torch.manual_seed(1)
-    return build()
+    return build().eval()
 
 
-HOW = {
-    "threshold": lambda: {},
-    "topk-1": lambda: {"selection": "topk", "tokens": 1},
-    "topk-5": lambda: {"selection": "topk", "tokens": 5},
-    "topk-all": lambda: {"selection": "topk", "tokens": N},
-    "gumbel": lambda: {"selection": "gumbel", "generator": torch.Generator().manual_seed(5)},
-}
+def pictures(batch: int, seed: int = 3) -> torch.Tensor:
+    """Pixels [batch, 3, 64, 64]: smooth, noisy, dark and bright, so that what is kept differs much."""
+    noise = torch.Generator().manual_seed(seed)
+    smooth = torch.nn.functional.interpolate(
+        torch.randn(batch, 3, 5, 5, generator=noise), (64, 64), mode="bicubic", align_corners=False
+    )
+    level = torch.randn(batch, 3, 1, 1, generator=noise)
+    return (smooth * torch.rand(batch, 1, 1, 1, generator=noise) + level).clamp(-1, 1)
 
 
-def runs_of(tokens: TokenRuns) -> list[list[int]]:
+def runs(tokens: TokenRuns) -> list[list[int]]:
     return [run.tolist() for run in tokens.ids.split(tokens.lengths.tolist())]
 
 
 # Selection -----------------------------------------------------------------------------------------------------------
 
 
-def test_images_have_as_many_tokens_as_the_threshold_keeps(tiny):
-    x = pixels(20)
-    selection, tokens = tiny.select(x), tiny.encode(x)
-    assert selection.keep.shape == (20, N)
-    assert torch.equal(selection.lengths, selection.keep.sum(1))
-    assert torch.equal(tokens.lengths, selection.lengths)
-    assert len(set(tokens.lengths.tolist())) > 8
+def test_the_threshold_keeps_what_is_likelier_kept_than_dropped_and_never_nothing():
+    likely = torch.tensor([[0.5, 0.4999, 0.9, 0.1], [0.2, 0.4, 0.4, 0.1]])
+    scores = torch.stack([likely, 1 - likely], dim=-1).log()
+    assert keep_likely(scores).tolist() == [[True, False, True, False], [False, True, False, False]]
+
+
+def test_the_threshold_is_the_keep_probability_of_one_half(tiny):
+    x = pictures(8)
+    probability, selection = tiny.keep_probability(x), tiny.select(x)
+    assert ((probability - 0.5).abs() > 1e-6).all(), "none is near enough for a rounding to decide"
+    likely = probability >= 0.5
+    likely[torch.arange(8), probability.argmax(dim=1)] |= ~likely.any(dim=1)
+    assert torch.equal(selection.keep, likely)
+    assert torch.equal(selection.lengths, selection.keep.sum(dim=1))
+    assert len(set(selection.lengths.tolist())) > 4, "pictures differ in what is kept"
+
+
+def test_topk_keeps_exactly_the_likeliest_and_of_equals_the_first(tiny):
+    scores = torch.tensor([[0.3, 0.6, 0.6, 0.1, 0.6]])
+    scores = torch.stack([scores, 1 - scores], dim=-1).log()
+    assert keep_most_likely(scores, 2).tolist() == [[False, True, True, False, False]]
+    assert keep_most_likely(torch.zeros(1, 300, 2), 7)[0].nonzero()[:, 0].tolist() == list(range(7))
+    x = pictures(4)
+    for tokens in (1, 7, N):
+        selection = tiny.select(x, "topk", tokens=tokens)
+        assert selection.lengths.tolist() == [tokens] * 4
+        probability = tiny.keep_probability(x)
+        if tokens < N:
+            kept = probability.masked_fill(~selection.keep, 2).amin(dim=1)
+            assert (kept >= probability.masked_fill(selection.keep, -1).amax(dim=1)).all()
+
+
+def test_gumbel_samples_the_keep_probability():
+    likely = torch.tensor([0.1, 0.5, 0.8]).repeat(100_000, 1)
+    scores = torch.stack([likely, 1 - likely], dim=-1).log()
+    share = keep_likely(scores, gumbel(torch.rand_like(scores))).float().mean(dim=0)
+    # Rows of which nothing would be kept, 9 of 100, keep their likeliest.
+    none = 0.9 * 0.5 * 0.2
+    expected = torch.tensor([0.1, 0.5, 0.8])
+    assert (share[:2] - expected[:2] < none).all()
+    assert (share - expected > -0.006).all()
+    assert share.sum() - expected.sum() == pytest.approx(none, abs=0.01)
+
+
+def test_noise_is_gumbel_and_never_infinite():
+    u = torch.tensor([0.0, 0.25, 1 - 2**-24])
+    # u and 1 - u are alike uniform; written with log1p, the ends stay finite.
+    np.testing.assert_allclose(gumbel(u)[1], -np.log(-np.log(0.75)), rtol=1e-6)
+    assert gumbel(u).isfinite().all()
+
+
+def test_gumbel_depends_on_the_seed_and_the_image_and_nothing_else(tiny):
+    x = pictures(6)
+    seeded = lambda seed, x: tiny.select(x, "gumbel", generator=torch.Generator().manual_seed(seed)).keep  # noqa: E731
+    keep = seeded(1, x)
+    generator = torch.Generator().manual_seed(1)
+    torch.rand(5, generator=generator)
+    assert torch.equal(keep, tiny.select(x, "gumbel", generator=generator).keep), "the initial seed, not the state"
+    assert not torch.equal(keep, seeded(2, x))
+    assert torch.equal(torch.cat([seeded(1, x[i : i + 1]) for i in range(6)]), keep)
+    assert torch.equal(seeded(1, x.flip(0)), keep.flip(0))
+    noise = image_noise(torch.cat([x[:2], x[:1]]), (N, 2), seed=1)
+    assert torch.equal(noise[0], noise[2])
+    assert not torch.equal(noise[0], noise[1])
+
+
+# Neighbours ----------------------------------------------------------------------------------------------------------
+
+
+def ask(selection):
+    if selection == "topk":
+        return {"selection": "topk", "tokens": 9}
+    if selection == "gumbel":
+        return {"selection": "gumbel", "generator": torch.Generator().manual_seed(5)}
+    return {"selection": selection}
+
+
+@pytest.mark.parametrize("selection", ["threshold", "topk", "gumbel"])
+def test_tokens_of_an_image_are_the_same_alone_in_any_batch_and_in_any_order(tiny, selection):
+    x = pictures(19)
+    together = runs(tiny.encode(x, **ask(selection)))
+    assert together == [runs(tiny.encode(x[i : i + 1], **ask(selection)))[0] for i in range(19)]
+    order = torch.randperm(19)
+    assert runs(tiny.encode(x[order], **ask(selection))) == [together[i] for i in order]
+    assert runs(tiny.encode(x[5:12], **ask(selection))) == together[5:12]
+
+
+@pytest.mark.parametrize("first", [1, 21])
+def test_merged_vectors_are_the_same_bits_whatever_neighbours_keep(tiny, first):
+    features, merged = tiny.features(pictures(2)), []
+    for others in (1, 2, 7, 20, N):
+        keep = torch.zeros(2, N, dtype=torch.bool)
+        keep[0, 3 : 3 + first], keep[1, :others] = True, True
+        with torch.no_grad():
+            merged.append(tiny.merger(features, keep)[0][:first])
+    assert all(torch.equal(merged[0], other) for other in merged)
+
+
+def test_latents_are_the_same_bits_whatever_the_neighbours_are(tiny):
+    x = pictures(16)
+    own = int(tiny.select(x[:1]).lengths)
     with torch.no_grad():
-        scores = tiny.selector(tiny.features(x))
-    sure = (scores[..., 0] - scores[..., 1]).abs() > 1e-4
-    assert torch.equal(selection.keep[sure], (scores[..., 0] > scores[..., 1])[sure])
+        latents = tiny.latents(x)[:own]
+        assert torch.equal(latents, tiny.latents(torch.cat([x[:1], x[1:].flip(0)]))[:own])
+        assert torch.equal(latents, tiny.latents(torch.cat([x[1:], x[:1]]))[-own:])
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 21, N])
-def test_a_budget_is_kept_to_the_token(tokens, tiny):
-    x = pixels(5)
-    selection = tiny.select(x, "topk", tokens=tokens)
-    assert selection.lengths.tolist() == [tokens] * 5
-    assert tiny.encode(x, "topk", tokens=tokens).lengths.tolist() == [tokens] * 5
+def test_decoding_runs_together_is_decoding_each_alone(tiny):
+    tokens = tiny.encode(pictures(19))
+    features, pixels = tiny.decode_features(tokens), tiny.decode(tokens)
+    start = 0
+    for i, length in enumerate(tokens.lengths.tolist()):
+        own = TokenRuns(tokens.ids[start : start + length], tokens.lengths[i : i + 1], tokens.vocab_size)
+        assert torch.equal(tiny.decode_features(own)[0], features[i])
+        assert torch.equal(tiny.decode(own)[0], pixels[i])
+        start += length
+
+
+def test_a_run_is_read_in_its_order(tiny):
+    run = torch.tensor([5, 9, 77])
+    one, other = (tiny.decode_features(TokenRuns(x, torch.tensor([3]), 128)) for x in (run, run.flip(0)))
+    assert not torch.allclose(one, other, atol=1e-3)
+
+
+# The merger ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_kept_token_sees_kept_ones_before_it_and_dropped_ones_anywhere(tiny):
+    features = tiny.features(pictures(1)).detach()
+    keep = torch.zeros(1, N, dtype=torch.bool)
+    keep[0, [4, 10, 30]] = True
+    before = tiny.merger(features, keep)[0].detach()
+
+    def moved(position):
+        other = features.clone()
+        other[0, position] += torch.randn(32)
+        return ((tiny.merger(other, keep)[0].detach() - before).abs().amax(dim=1) > 1e-6).tolist()
+
+    assert moved(4) == [True, True, True]
+    assert moved(10) == [False, True, True]
+    assert moved(30) == [False, False, True]
+    assert moved(0) == moved(63) == [True, True, True]
+
+
+@pytest.mark.parametrize("kept", [1, 2, N - 1, N])
+def test_dense_and_ragged_merging_give_the_same(tiny, kept):
+    features = tiny.features(pictures(3)).detach()
+    keep = torch.zeros(3, N, dtype=torch.bool)
+    for i in range(3):
+        keep[i, torch.randperm(N)[: kept if i else 5]] = True
     with torch.no_grad():
-        margin = tiny.selector(tiny.features(x)).diff(dim=2)[..., 0].neg()
-    for row, keep in zip(margin, selection.keep, strict=True):
-        assert tokens == N or row[keep].min() >= row[~keep].max() - 1e-4
+        ragged, lengths = tiny.merger(features, keep)
+        dense = tiny.merger.forward_dense(features, keep.float())[keep]
+    assert lengths.tolist() == [5, kept, kept]
+    torch.testing.assert_close(ragged, dense, rtol=0, atol=2e-5)
 
 
-def test_gumbel_is_a_function_of_seed_and_image_and_leaves_the_generator_alone(tiny):
-    x, generator = pixels(6), torch.Generator().manual_seed(3)
-    state = generator.get_state()
-    first = tiny.select(x, "gumbel", generator=generator).keep
-    assert torch.equal(generator.get_state(), state)
-    assert torch.equal(tiny.select(x, "gumbel", generator=generator).keep, first)
-    assert torch.equal(tiny.select(x.flip(0), "gumbel", generator=generator).keep, first.flip(0))
-    other = tiny.select(x, "gumbel", generator=torch.Generator().manual_seed(4)).keep
-    assert 0.02 < (other != first).float().mean() < 0.6
+def test_a_policy_of_zeros_and_ones_is_masked_attention_even_where_the_others_score_far_above():
+    query, key, value = torch.randn(2, 3, 8), torch.randn(2, 5, 8), torch.randn(2, 5, 8)
+    key[:, 0] = 1000 * query[:, 1]
+    mask = torch.tensor([False, True, True, False, True]).expand(2, 3, 5)
+    policy = mask.float().requires_grad_()
+    seen = policy_attend(query, key, value, 2, policy)
+    torch.testing.assert_close(seen, attend(query, key, value, 2, mask), rtol=0, atol=1e-6)
+    seen.sum().backward()
+    assert policy.grad.isfinite().all()
 
 
-def test_eval_needs_no_randomness(tiny):
-    x = pixels(3)
-    torch.manual_seed(1)
-    first = tiny.encode(x)
-    torch.manual_seed(2)
-    second, state = tiny.encode(x), torch.get_rng_state()
-    tiny(x)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first.ids, second.ids)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"selection": "best"}, "threshold, topk, gumbel"),
-        ({"selection": "topk"}, "tokens of at least 1"),
-        ({"selection": "topk", "tokens": N + 1}, f"at most the {N}"),
-        ({"selection": "gumbel"}, "a generator"),
-        ({"tokens": 3}, "none otherwise"),
-        ({"generator": torch.Generator()}, "none otherwise"),
-    ],
-)
-@pytest.mark.parametrize("method", ["select", "encode"])
-def test_selections_without_what_they_need_are_refused(method, arguments, words, tiny):
-    with pytest.raises(ConfigError, match=words):
-        getattr(tiny, method)(pixels(1), **arguments)
-
-
-# Nobody's tokens depend on neighbours -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("how", HOW.values(), ids=HOW)
-def test_tokens_of_an_image_are_the_same_alone_in_any_batch_and_in_any_order(how, tiny):
-    x = pixels(20)
-    alone = [runs_of(tiny.encode(image[None], **how()))[0] for image in x]
-    assert len({len(run) for run in alone}) == 1 or len(alone[0]) not in (1, 5, N)
-    for size in (3, 16, 20):
-        together = [run for part in x.split(size) for run in runs_of(tiny.encode(part, **how()))]
-        assert together == alone, size
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(7))
-    assert runs_of(tiny.encode(x[order], **how())) == [alone[i] for i in order.tolist()]
-    neighbours = pixels(7, seed=9)
-    assert runs_of(tiny.encode(torch.cat([neighbours, x[4:6]]), **how()))[7:] == alone[4:6]
-
-
-@pytest.mark.parametrize("epsilon", [0.0, 1e-6])
-def test_latents_of_an_image_have_the_same_bits_in_any_batch(epsilon, monkeypatch):
-    """Codes may hide a changed bit; so what the quantizer sees is compared, of few tokens and of many."""
-    torch.manual_seed(3)
-    tokenizer = build(merger=TokenMerger(**SIZES, epsilon=epsilon))
-    seen = []
-    encode = tokenizer.quantizer.encode
-    monkeypatch.setattr(tokenizer.quantizer, "encode", lambda x: seen.append(x) or encode(x))
-
-    def latents(x, **how):
-        seen.clear()
-        lengths = tokenizer.encode(x, **how).lengths.tolist()
-        return [run for part in [torch.cat(seen)] for run in part.split(lengths)]
-
-    x = pixels(20)
-    for how in ({}, {"selection": "topk", "tokens": 1}, {"selection": "topk", "tokens": 3}):
-        together = latents(x, **how)
-        for i in (0, 3, 9, 17, 19):
-            assert torch.equal(latents(x[i : i + 1], **how)[0], together[i]), (how, i)
-            assert torch.equal(latents(x[[i, 2, 2]], **how)[0], together[i]), (how, i)
-
-
-def test_half_precision_is_for_networks_and_not_for_the_choice(tiny):
-    x, float32 = pixels(18), tiny.encode(pixels(18))
-    seen = []
-    hooks = [
-        part.register_forward_hook(lambda _, __, out: seen.append(out.dtype))
-        for part in (tiny.selector.to_hidden, tiny.merger.blocks[0].mlp, tiny.decoder.from_vectors)
-    ]
-    try:
-        tiny.precision = "bfloat16"
-        tokens = tiny.encode(x)
-        assert set(seen) == {torch.float32, torch.bfloat16}
-        assert seen[0] == torch.float32
-        assert runs_of(tiny.encode(x[5:6])) == runs_of(tokens)[5:6]
-        assert tiny.decode(tokens).dtype == torch.float32
-        assert seen[-1] == torch.bfloat16
-    finally:
-        tiny.precision = "float32"
-        for hook in hooks:
-            hook.remove()
-    assert (tokens.lengths - float32.lengths).abs().max() < 8
-
-
-def test_decoding_runs_is_decoding_each_alone_bit_for_bit(tiny):
-    tokens = tiny.encode(pixels(20))
-    for name in ("decode", "decode_features"):
-        together = getattr(tiny, name)(tokens)
-        for i, run in enumerate(tokens.ids.split(tokens.lengths.tolist())):
-            alone = getattr(tiny, name)(TokenRuns(run, tokens.lengths[i : i + 1], 64))
-            assert torch.equal(alone[0], together[i]), (name, i)
-    assert together.shape == (20, N, 32)
-
-
-def test_one_kept_token_goes_there_and_back(tiny):
-    tokens = tiny.encode(pixels(3), "topk", tokens=1)
-    assert tokens.ids.shape == (3,)
-    assert tiny.decode(tokens).shape == (3, 3, SIDE, SIDE)
-    assert tiny.decode(tokens).isfinite().all()
-
-
-def test_no_images_have_no_tokens(tiny):
-    tokens = tiny.encode(pixels(2)[:0])
-    assert (tokens.ids.shape, tokens.lengths.shape) == ((0,), (0,))
-    assert tiny.decode(tokens).shape == (0, 3, SIDE, SIDE)
-    assert tiny.select(pixels(2)[:0]).keep.shape == (0, N)
-
-
-# Images and files ----------------------------------------------------------------------------------------------------
-
-
-def test_detokenize_of_tokenize_is_decode_of_encode_bit_for_bit(tiny, tmp_path):
-    arrays = [picture(50, 70, 1), picture(64, 64, 2), picture(9, 200, 3)]
-    tokens = tiny.tokenize(arrays)
-    vqtok.save_tokens(tmp_path / "a.vqt", tokens)
-    again = vqtok.load_tokens(tmp_path / "a.vqt")
-    assert np.array_equal(again.keep, tokens.keep)
-    for image, array, row in zip(tiny.detokenize(again), arrays, tokens, strict=True):
-        runs = tiny.encode(tiny.preprocess(array))
-        assert np.array_equal(row.ids, runs.ids.numpy())
-        assert row.grids.tolist() == [[1, 8, 8]]
-        assert row.sizes.tolist() == [[SIDE, SIDE]]
-        assert np.array_equal(row.keep, tiny.select(tiny.preprocess(array)).keep[0].numpy())
-        expected = images.from_pixels(tiny.decode(runs)[0].numpy(), tiny.spec, (SIDE, SIDE))
-        assert np.array_equal(np.asarray(image), expected)
-
-
-def test_a_rule_holds_for_files_and_is_recorded(tiny):
-    array = picture(64, 64)
-    plain = tiny.tokenize(array).record["execution"]
-    try:
-        for rule, told in [
-            (SelectionRule("topk", tokens=9), {"selection": "topk", "tokens": 9}),
-            (SelectionRule("gumbel", seed=0), {"selection": "gumbel", "seed": 0}),
-        ]:
-            tiny.rule = rule
-            tokens = tiny.tokenize([array, array])
-            assert tokens.record["execution"] == {**plain, **told}
-            assert json.dumps(tokens.record)
-            assert np.array_equal(tokens.sequences()[0], tokens.sequences()[1])
-            assert np.array_equal(tokens[0].keep, tiny.select(tiny.preprocess(array)).keep[0].numpy())
-            assert rule.kind != "topk" or len(tokens.sequences()[0]) == 9
-            # What a call says goes before the rule.
-            assert tiny.encode(tiny.preprocess(array), "topk", tokens=4).lengths.tolist() == [4]
-    finally:
-        tiny.rule = SelectionRule()
-    assert "selection" not in plain
-
-
-def test_tokens_that_cannot_be_this_models_are_refused(tiny):
-    good = tiny.tokenize(picture(64, 64))
-    none = np.zeros(0, np.bool_)
-    same = {name: getattr(good, name) for name in ("ids", "offsets", "grids", "sizes", "vocab_size", "keys")}
-
-    def make(**changes):
-        return vqtok.Tokens(**{**same, "fingerprint": "", "keep": none, **changes})
-
-    tiny.check_tokens(make())
-    for changes in (
-        {"grids": np.array([[1, 4, 16]])},
-        {"grids": np.array([[2, 8, 8]])},
-        {"sizes": np.array([[64, 72]])},
-        {"ids": good.ids[:0], "offsets": np.array([0, 0])},
-        {"ids": np.zeros(65, np.int64), "offsets": np.array([0, 65])},
-    ):
-        with pytest.raises(MismatchError, match="1 to 64 tokens"):
-            tiny.detokenize(make(**changes))
-    for changes in ({"vocab_size": 65}, {"fingerprint": "0" * 64}):
-        with pytest.raises(MismatchError, match="load the model of those"):
-            tiny.detokenize(make(**changes))
-
-
-def test_features_that_are_not_finite_are_refused_and_others_go_on(tiny):
-    x = pixels(3)
-    x[1, 0, 0, 0] = math.nan
-    with pytest.raises(NonFiniteLatents):
-        tiny.encode(x)
-    assert len(tiny.encode(x[[0, 2]]).ids)
-
-
-# Bad inputs ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "words"),
-    [((2, 3, 64, 72), "64 x 64"), ((2, 3, 60, 64), "multiples of 8"), ((2, 1, 64, 64), r"\[B, 3, H, W\]")],
-)
-@pytest.mark.parametrize("method", ["encode", "select", "latents", "forward"])
-def test_pixels_of_another_size_are_refused(method, size, words, tiny):
-    with pytest.raises(ConfigError, match=words):
-        getattr(tiny, method)(torch.zeros(size))
-
-
-@pytest.mark.parametrize(
-    ("ids", "lengths", "vocab_size", "error", "words"),
-    [
-        ([1, 2], [3], 64, ConfigError, "sum to T"),
-        ([[1, 2]], [2], 64, ConfigError, r"ids \[T\]"),
-        ([1, 2], [[2]], 64, ConfigError, r"lengths int64 \[B\]"),
-        ([1, 2], [2.0], 64, ConfigError, "int64"),
-        ([1, 2], [2, 0], 64, ConfigError, "1 to 64 tokens, got 0 to 2"),
-        ([1] * 65, [65], 64, ConfigError, "1 to 64 tokens, got 65"),
-        ([1, 64], [2], 64, ConfigError, r"0\.\.63"),
-        ([1, -1], [2], 64, ConfigError, r"0\.\.63"),
-        ([1.0, 2.0], [2], 64, ConfigError, "int64"),
-        ([1, 2], [2], 63, MismatchError, "vocabulary of 64"),
-    ],
-)
-def test_runs_that_are_none_are_refused(ids, lengths, vocab_size, error, words, tiny):
-    with pytest.raises(error, match=words):
-        tiny.decode_features(TokenRuns(torch.tensor(ids), torch.tensor(lengths), vocab_size))
-
-
-def test_without_a_head_features_come_back_and_pixels_are_refused():
-    tokenizer = build(pixel_head=None)
-    tokens = tokenizer.encode(pixels(2))
-    assert tokenizer.decode_features(tokens).shape == (2, N, 32)
-    assert tokenizer(pixels(2)).pixels.shape == (2, 3, 0, 0)
-    with pytest.raises(ConfigError, match="decode_features"):
-        tokenizer.decode(tokens)
-
-
-@pytest.mark.parametrize(
-    ("parts", "words"),
-    [
-        ({"quantizer": VectorQuantizer(5, 64)}, "dim 5 beside 4"),
-        ({"selector": TokenSelector(16)}, "32 beside 16"),
-        ({"preprocess": PreprocessSpec(resize="stretch", size=72, multiple=8)}, "got 72"),
-        ({"preprocess": PreprocessSpec(resize="stretch", size=64, multiple=16)}, "patches of 16"),
-    ],
-)
-def test_parts_that_do_not_fit_are_refused(parts, words):
-    with pytest.raises(ConfigError, match=words):
-        build(**parts)
-
-
-def test_a_teacher_of_other_features_is_refused():
-    tokenizer = build()
-    for features in (nn.Flatten(2), nn.Sequential(tokenizer.features, nn.ZeroPad2d((0, 0, 1, 0)))):
-        tokenizer.features = features
-        with pytest.raises(ConfigError, match=r"features \[2, 64, 32\].*no class token"):
-            tokenizer(pixels(2))
+def test_the_gradient_of_a_policy_is_what_its_key_would_change():
+    query, key, value = (torch.randn(1, 4, 6, dtype=torch.float64) for _ in range(3))
+    policy = torch.rand(1, 4, 4, requires_grad=True)
+    policy_attend(query, key, value, 1, policy).sum().backward()
+    exponents = np.exp((query @ key.mT)[0].numpy() / np.sqrt(6))
+    p, v = policy.detach().double().numpy()[0], value[0].sum(dim=1).numpy()
+    total = (exponents * p).sum(axis=1, keepdims=True)
+    expected = exponents * (v - (exponents * p) @ v[:, None] / total) / total
+    np.testing.assert_allclose(policy.grad[0].numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 # Training ------------------------------------------------------------------------------------------------------------
 
 
-def test_training_and_eval_are_the_same_function_but_for_the_sample(tiny, monkeypatch):
-    """So the dense merger of training is the ragged one of eval."""
-
-    def threshold(scores, _):
-        return ops.pass_through((scores[..., 0] >= scores[..., 1]).float(), scores[..., 0])
-
-    x, expected = pixels(8), tiny(pixels(8))
-    monkeypatch.setattr("vqtok.dynamic.sample_keep", threshold)
-    try:
-        found = tiny.train()(x)
-    finally:
-        tiny.eval()
-    assert found.statistics["keep"].requires_grad
-    assert not expected.statistics["keep"].requires_grad
-    assert torch.equal(found.quantized.codes, expected.quantized.codes)
-    for ours, evals in (
-        (found.statistics["features"], expected.statistics["features"]),
-        (found.pixels, expected.pixels),
-    ):
-        torch.testing.assert_close(ours, evals, rtol=0, atol=1e-4)
-    tokens = tiny.encode(x)
-    assert torch.equal(tokens.ids, expected.quantized.codes)
-    torch.testing.assert_close(tiny.decode_features(tokens), expected.statistics["features"], rtol=0, atol=1e-4)
+def test_the_training_path_in_eval_mode_is_encode_and_decode(tiny):
+    x = pictures(5)
+    with torch.no_grad():
+        out, tokens = tiny(x), tiny.encode(x)
+    assert torch.equal(out.quantized.codes, tokens.ids)
+    assert torch.equal(out.statistics["keep"], tiny.select(x).keep.float())
+    torch.testing.assert_close(out.statistics["target"], tiny.features(x), rtol=0, atol=2e-5)
+    torch.testing.assert_close(out.statistics["features"], tiny.decode_features(tokens), rtol=0, atol=2e-5)
+    torch.testing.assert_close(out.pixels, tiny.decode(tokens), rtol=0, atol=2e-5)
+    torch.testing.assert_close(tiny.latents(x).norm(dim=1), torch.ones(len(tokens.ids)))
 
 
-def gradients(tokenizer: DynamicTokenizer) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for name, x in tokenizer.named_parameters():
-        part = name.split(".")[0]
-        found[part] = found.get(part, 0.0) + (0.0 if x.grad is None else x.grad.abs().sum().item())
-    return found
+@pytest.mark.parametrize("quantize", [False, True])
+@pytest.mark.parametrize("mode", [False, True], ids=["eval", "train"])
+def test_gradients_reach_every_part_but_the_teacher(quantize, mode):
+    tokenizer = build().train(mode)
+    tokenizer.quantize = quantize
+    out = tokenizer(pictures(4))
+    cosine_feature_loss(out.statistics["features"], out.statistics["target"]).backward()
+    for part in ("selector", "merger", "projection", "feature_decoder"):
+        reached = [name for name, x in getattr(tokenizer, part).named_parameters() if x.grad is not None]
+        assert len(reached) == len(list(getattr(tokenizer, part).parameters())), part
+        total = sum(float(x.grad.abs().sum()) for x in getattr(tokenizer, part).parameters())
+        assert 0 < total < float("inf"), part
+    assert all(x.grad is None and not x.requires_grad for x in tokenizer.features.parameters())
+    assert not tokenizer.features.training
+    assert (out.quantized.losses == {}) is not quantize
 
 
-@pytest.mark.parametrize("quantize", [True, False])
-def test_the_feature_loss_reaches_every_part_but_the_teacher(quantize):
-    """The selector too, without the keep ratio's help; the codebook has a loss of its own."""
-    tokenizer = build().train()
-    out = tokenizer(pixels(4), quantize=quantize)
-    losses = tokenizer.losses(out)
-    losses["features"].backward()
-    found = gradients(tokenizer)
-    assert all(found[part] > 0 for part in ("selector", "merger", "projection", "decoder"))
-    assert found["features"] == found["pixel_head"] == 0
-    assert all(x.grad is None for x in tokenizer.features.parameters())
-    assert (
-        sorted(losses) == ["codebook", "commitment", "features", "keep_ratio"]
-        if quantize
-        else ["features", "keep_ratio"]
-    )
+def test_the_selector_learns_from_what_kept_tokens_do_in_the_decoder_and_dropped_ones_in_the_merger():
+    tokenizer = build(pixels=False).eval()
+    target = tokenizer.features(pictures(2)).detach()
+    keep = torch.zeros(2, N, dtype=torch.bool)
+    keep[:, ::3] = True
+    policy = keep.float().requires_grad_()
+    merged = tokenizer.merger.forward_dense(target, policy)[keep]
+    vectors = tokenizer.projection(merged)
+    tokenizer.feature_decoder(vectors, keep.sum(1)).square().sum().backward(retain_graph=True)
+    in_merger, policy.grad = policy.grad, None
+    tokenizer.feature_decoder(vectors, keep.sum(1), policy[keep]).square().sum().backward()
+    # The last patch is dropped, and no kept one comes after it: it has its gradient as one of those that are looked at.
+    assert (in_merger.abs() > 0).all()
+    in_decoder = (policy.grad - in_merger).abs()
+    assert (in_decoder[keep] > 1e-7).all()
+    torch.testing.assert_close(policy.grad[~keep], in_merger[~keep])
 
 
-def test_the_teacher_stays_in_eval_mode_and_frozen():
-    class Dropping(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.vit, self.drop = EvaVit(**SIZES, patch=8, grid=(8, 8)), nn.Dropout(0.5)
-
-        def forward(self, pixels):
-            return self.drop(self.vit(pixels))
-
-    tokenizer = build(features=Dropping()).train()
-    assert tokenizer.merger.training
-    assert not any(part.training for part in tokenizer.features.modules())
-    assert not any(x.requires_grad for x in tokenizer.features.parameters())
-    first, second = (tokenizer(pixels(2)).statistics["teacher"] for _ in range(2))
-    assert torch.equal(first, second)
-
-
-def test_losses_are_the_papers():
-    tokenizer = build().train()
-    out = tokenizer(pixels(5))
-    losses = tokenizer.losses(out, keep_ratio=0.25)
-    features, teacher, keep = (
-        out.statistics[name].detach().double().numpy() for name in ("features", "teacher", "keep")
-    )
-    assert set(np.unique(keep)) == {0.0, 1.0}
-    cosines = (features * teacher).sum(2) / np.linalg.norm(features, axis=2) / np.linalg.norm(teacher, axis=2)
-    assert losses["features"].item() == pytest.approx(np.mean(1 - cosines), abs=1e-6)
-    assert losses["keep_ratio"].item() == pytest.approx(np.mean((0.25 - keep.mean(1)) ** 2), abs=1e-6)
-    assert out.quantized.codes.shape == (int(keep.sum()),)
-
-
-def test_without_quantization_the_decoder_sees_what_would_be_compared():
-    x = pixels(4)
-    for quantizer in (VectorQuantizer(4, 64, unit_latents=True), EmaQuantizer(4, 64, "cosine"), VectorQuantizer(4, 64)):
-        tokenizer = build(quantizer)
-        out, latents = tokenizer(x, quantize=False), tokenizer.latents(x)
-        assert torch.equal(out.quantized.codes, quantizer.encode(latents))
-        assert out.quantized.losses == {}
-        plain = isinstance(quantizer, VectorQuantizer) and not quantizer.unit_latents
-        norms = out.quantized.vectors.norm(dim=1)
-        expected = latents.norm(dim=1) if plain else torch.ones(len(latents))
-        torch.testing.assert_close(norms, expected)
-
-
-def test_a_frozen_selector_is_sampled_and_merged_ragged(monkeypatch):
-    tokenizer = build().train()
-    tokenizer.selector.requires_grad_(False)
-    monkeypatch.setattr(tokenizer.merger, "dense", None)
-    losses = tokenizer.losses(tokenizer(pixels(4)))
-    losses["features"].backward()
-    found = gradients(tokenizer)
-    assert found["selector"] == 0
-    assert found["merger"] > 0
-
-
-def test_the_pixel_head_learns_from_reconstructed_features():
-    for head in (None, VitDecoder(dim=32, width=16, depth=1, heads=1, mlp_width=16, patch=8, head_dim=16)):
-        tokenizer = build(**({} if head is None else {"pixel_head": head})).train()
-        out = tokenizer(pixels(2))
-        assert out.pixels.shape == (2, 3, SIDE, SIDE)
-        out.pixels.square().mean().backward()
-        assert gradients(tokenizer)["pixel_head"] > 0
-        features = out.statistics["features"].transpose(1, 2).unflatten(2, (8, 8))
-        torch.testing.assert_close(tokenizer.pixel_head(features), out.pixels)
-
-
-def test_a_short_training_reconstructs_and_keeps_the_wanted_share():
-    """The two weights of the paper; the share falls from about a half to about a third while features come closer."""
-    torch.manual_seed(0)
-    tokenizer = build(EmaQuantizer(4, 64, "cosine", decay=0.9), pixel_head=None).train()
-    objective = Objective({"features": 1.0, "keep_ratio": 2.0, "commitment": 0.25})
-    optimizer = torch.optim.Adam([x for x in tokenizer.parameters() if x.requires_grad], lr=2e-3)
-    x, history = pixels(16), []
-    for step in range(60):
-        quantize = step >= 20
-        out = tokenizer(x, quantize=quantize)
-        losses = {"commitment": torch.zeros(()), **tokenizer.losses(out)}
+def test_the_ratio_alone_moves_the_share_that_is_kept():
+    tokenizer = build(pixels=False)
+    x, optimizer = pictures(8), torch.optim.Adam(tokenizer.selector.parameters(), 3e-3)
+    before = float(tokenizer.select(x).keep.float().mean())
+    for _ in range(40):
         optimizer.zero_grad()
-        objective(losses).total.backward()
+        keep_ratio_loss(tokenizer(x).statistics["keep"], 0.15).backward()
         optimizer.step()
-        history.append((losses["features"].item(), out.statistics["keep"].mean().item()))
-    first, last = np.mean(history[:3], axis=0), np.mean(history[-5:], axis=0)
-    assert last[0] < 0.8 * first[0]
-    assert abs(last[1] - 1 / 3) < 0.1
+    after = float(tokenizer.keep_probability(x).mean())
+    assert abs(after - 0.15) < 0.1 < before - 0.15
+
+
+def test_straight_through_is_exactly_zero_and_one_with_the_soft_gradient():
+    soft = torch.rand(1000, requires_grad=True)
+    keep = torch.rand(1000) > 0.5
+    policy = carry(keep, soft)
+    assert torch.equal(policy, keep.float())
+    policy.backward(weights := torch.randn(1000))
+    assert torch.equal(soft.grad, weights)
+
+
+def test_training_samples_and_eval_does_not(tiny):
+    tokenizer, x = build(pixels=False), pictures(2)
+    one, other = (tokenizer.train()(x).statistics["keep"] for _ in range(2))
+    assert not torch.equal(one, other)
+    assert torch.equal(*(tokenizer.eval()(x).statistics["keep"] for _ in range(2)))
+
+
+def test_a_moving_average_codebook_learns_from_kept_tokens_only():
+    tokenizer = build(quantizer=lambda dim, size: EmaQuantizer(dim, size, kmeans_iterations=2), pixels=False).train()
+    out = tokenizer(pictures(4))
+    kept = int(out.statistics["keep"].sum())
+    assert len(out.quantized.codes) == kept < 4 * N
+    assert tokenizer.quantizer.started
+    assert out.pixels.shape == (4, 3, 0, 0)
+
+
+# Files and refusals --------------------------------------------------------------------------------------------------
+
+
+def test_images_become_tokens_that_say_what_was_kept_and_pictures_again(tiny):
+    arrays = [np.random.default_rng(i).integers(0, 256, (40 + 30 * i, 90, 3), np.uint8) for i in range(3)]
+    tokens = tiny.tokenize(arrays)
+    assert tokens.grids.tolist() == [[1, 8, 8]] * 3
+    assert tokens.record["execution"]["selection"] == "threshold"
+    for i, array in enumerate(arrays):
+        selection = tiny.select(tiny.preprocess(array))
+        assert np.array_equal(tokens[i].keep, selection.keep[0].numpy())
+        assert np.array_equal(tokens[i].ids, tiny.encode(tiny.preprocess(array)).ids.numpy())
+    assert [image.size for image in tiny.detokenize(tokens)] == [(64, 64)] * 3
+
+
+def test_the_models_own_selection_is_what_files_are_made_with():
+    tokenizer = build().eval()
+    tokenizer.selection, tokenizer.selected_tokens = "topk", 5
+    tokens = tokenizer.tokenize(np.zeros((64, 64, 3), np.uint8))
+    assert len(tokens.ids) == tokens.keep.sum() == 5
+    assert tokens.record["execution"]["tokens"] == 5
+    assert tokenizer.encode(pictures(1)).lengths.tolist() == [5]
+
+
+def test_no_images_are_no_tokens(tiny):
+    tokens = tiny.encode(pictures(1)[:0])
+    assert tokens.ids.shape == tokens.lengths.shape == (0,)
+    assert tiny.decode(tokens).shape == (0, 3, 64, 64)
+
+
+def test_a_small_convolutional_decoder_fits_too():
+    tokenizer = build()
+    tokenizer.pixel_decoder = SmallDecoder(channels=(8, 16, 16), residual_blocks=(1, 1, 1), dim=32)
+    tokenizer.eval()
+    assert tokenizer.decode(tokenizer.encode(pictures(1))).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"selection": "best"}, "one of threshold, topk, gumbel"),
+        ({"selection": "topk"}, "1 to 64 tokens"),
+        ({"selection": "topk", "tokens": 0}, "1 to 64 tokens"),
+        ({"selection": "topk", "tokens": 65}, "1 to 64 tokens"),
+        ({"selection": "topk", "tokens": 2.5}, "1 to 64 tokens"),
+        ({"tokens": 5}, "with 'topk' only"),
+        ({"selection": "gumbel"}, "no generator"),
+        ({"generator": torch.Generator()}, "a generator"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_refused(tiny, arguments, says):
+    for call in (tiny.select, tiny.encode):
+        with pytest.raises(ConfigError, match=says):
+            call(pictures(1), **arguments)
+
+
+def test_pixels_that_do_not_fit_are_refused(tiny):
+    for bad in (torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 60, 64), torch.zeros(3, 64, 64), np.zeros((1, 3, 64, 64))):
+        for call in (tiny.encode, tiny.select, tiny.keep_probability, tiny.latents, tiny):
+            with pytest.raises(ConfigError, match="expected"):
+                call(bad)
+    with pytest.raises(NonFiniteLatents):
+        tiny.encode(torch.full((1, 3, 64, 64), torch.nan))
+
+
+@pytest.mark.parametrize(
+    ("ids", "lengths", "vocab"),
+    [
+        ([1, 2, 3], [2], 128),
+        ([1, 2, 3], [3, 0], 128),
+        ([1] * 65, [65], 128),
+        ([1, 128], [2], 128),
+        ([-1, 1], [2], 128),
+        ([1, 2], [2], 64),
+        ([[1, 2]], [2], 128),
+        ([1, 2], [[2]], 128),
+    ],
+)
+def test_runs_that_do_not_fit_are_refused(tiny, ids, lengths, vocab):
+    with pytest.raises(VqtokError, match="expected"):
+        tiny.decode(TokenRuns(torch.tensor(ids), torch.tensor(lengths), vocab))
+
+
+def test_tokens_of_other_models_are_refused(tiny):
+    tokens = tiny.tokenize(np.zeros((64, 64, 3), np.uint8))
+    other = build().eval()
+    with pytest.raises(MismatchError, match="load the model"):
+        other.detokenize(tokens)
+
+
+def test_a_model_without_a_pixel_decoder_says_so():
+    tokenizer = build(pixels=False).eval()
+    tokens = tokenizer.encode(pictures(2))
+    assert tokenizer.decode_features(tokens).shape == (2, N, 32)
+    with pytest.raises(ConfigError, match="decode_features"):
+        tokenizer.decode(tokens)
+
+
+def test_models_that_contradict_themselves_are_refused(tiny):
+    parts = (tiny.features, tiny.selector, tiny.merger, tiny.projection, tiny.quantizer, tiny.feature_decoder, None)
+    for spec in (PreprocessSpec(multiple=8), PreprocessSpec(resize="center", size=60, multiple=8)):
+        with pytest.raises(ConfigError, match="positions are learned"):
+            DynamicTokenizer(*parts, spec)
+    with pytest.raises(ConfigError, match="256 positions"):
+        DynamicTokenizer(*parts, PreprocessSpec(resize="center", size=128, multiple=8))
+    with pytest.raises(ConfigError, match="temperature above 0"):
+        build(temperature=0.0)

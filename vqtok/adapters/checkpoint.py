@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from vqtok.adapters.diffusers import DIFFUSERS_VQMODEL
 from vqtok.adapters.emu3 import HF_EMU3_VQ
 from vqtok.adapters.family import Family, Tensors, table
 from vqtok.adapters.files import find_parts
+from vqtok.adapters.ibq import SEED_VOKEN_IBQ, TAMING_GUMBEL
 from vqtok.adapters.llamagen import LLAMAGEN_VQ
 from vqtok.adapters.maskgit import MASKGIT_VQGAN
 from vqtok.adapters.rules import Shape
@@ -38,6 +39,8 @@ FAMILIES: Mapping[str, Family] = {
         MASKGIT_VQGAN,
         HF_EMU3_VQ,
         TITOK,
+        SEED_VOKEN_IBQ,
+        TAMING_GUMBEL,
     )
 }
 
@@ -67,7 +70,7 @@ class ForeignModel:
             IntegrityError: numbers are damaged, not finite or not floating-point.
         """
         shapes = {name: entry.shape for name, entry in self._entries.items()}
-        rules.check(table(self.family, shapes), self._applied, expected, shapes)
+        rules.check(table(self.family, [*shapes]), self._applied, expected, shapes)
         sources = self._applied.tensors
         return {
             name: rules.changed(
@@ -113,7 +116,7 @@ def open_checkpoint(
 
 
 def _describe(family: Family, entries: Entries, stated: dict[str, Any], name: str) -> ForeignModel:
-    applied = rules.apply(table(family, entries), {key: entry.shape for key, entry in entries.items()})
+    applied = rules.apply(table(family, [*entries]), {key: entry.shape for key, entry in entries.items()})
     try:
         architecture = family.architecture(Tensors(applied.tensors), stated, family.preprocess)
     except ValueError as error:  # a section refused what shapes gave
@@ -132,17 +135,6 @@ def averaged(entries: Entries) -> Entries:
     } | {name: entry for name, entry in entries.items() if name in ("model_ema.decay", "model_ema.num_updates")}
 
 
-def _inverse(family: Family, names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return the publisher's names by the table that has a place for all of ours."""
-    names = [*names]
-    try:
-        return rules.invert(family.rules, names)
-    except ConfigError:
-        if not family.other_rules:
-            raise
-        return rules.invert(family.other_rules, names)
-
-
 def export(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """Return a model's tensors under a publisher's names and in its shapes, for other programs to read.
 
@@ -159,5 +151,5 @@ def export(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """
     if family not in FAMILIES:
         raise ConfigError(f"expected a family of {', '.join(FAMILIES)}, got {family!r}")
-    names = _inverse(FAMILIES[family], tensors)
+    names = rules.invert(table(FAMILIES[family], [*tensors]), tensors)
     return {foreign: rules.unchanged(tensors[name].detach(), change) for name, (foreign, change) in names.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -58,9 +58,8 @@ class Family:
         marks: tensors that it must have, beside the anchor.
         without: tensors that it must not have.
         rules: the table.
-        other_rules: a second table, for checkpoints that have the tensor ``other_mark``: some publishers gave a name to
-            two layers.
-        other_mark: see other_rules.
+        variant: the table of a model that has these names, the publisher's or ours, where one table cannot say it: a
+            name that means two layers, or numbers that shift with the number of blocks.
         architecture: from shapes by our name and what the publisher's configuration states, to a model.
         facts: what the shapes say, in the words of ``words``; compared with what the configuration states.
         words: place in the publisher's configuration by our word.
@@ -77,8 +76,7 @@ class Family:
     marks: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     rules: tuple[Rule, ...]
-    other_rules: tuple[Rule, ...] = ()
-    other_mark: str = ""
+    variant: Callable[[Collection[str]], tuple[Rule, ...]] | None = None
     architecture: Callable[[Tensors, Facts, PreprocessSpec], Architecture]
     facts: Callable[[Architecture, Facts], Facts]
     words: Mapping[str, str]
@@ -89,9 +87,9 @@ class Family:
     parts: tuple[Mapping[str, str], ...] = ()
 
 
-def table(family: Family, names: Container[str]) -> tuple[Rule, ...]:
-    """Return the family's table for a checkpoint that has these names."""
-    return family.other_rules if family.other_rules and family.other_mark in names else family.rules
+def table(family: Family, names: Collection[str]) -> tuple[Rule, ...]:
+    """Return the family's table for a model that has these names, the publisher's or ours."""
+    return family.variant(names) if family.variant else family.rules
 
 
 def published(**fields: Any) -> PreprocessSpec:

@@ -1,9 +1,9 @@
 """Tables of renames between a publisher's tensor names and ours: strict both ways, and the same table reads and writes.
 
 A pattern is a name with placeholders. ``{level}`` stands for a number; ``{level:mirror}`` for a number that is counted
-from the other end on our side; ``{leaf:weight|bias}`` for one of the words listed. A rule's two patterns have the same
-placeholders, so every rule reads from right to left as well. What is counted from the other end is counted once a
-placeholder's name, over all rules that mirror it.
+from the other end on our side; ``{level:5+}`` for one that begins with 5; ``{leaf:weight|bias}`` for one of the words
+listed. A rule's two patterns have the same placeholders, so every rule reads from right to left as well. What is
+counted from the other end is counted once a placeholder's name, over all rules that mirror it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from vqtok.errors import ConfigError, MismatchError, escape
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = Mapping[str, Shape]
 
-_PLACEHOLDER = re.compile(r"\{(\w+)(?::([\w|]+))?\}")
+_PLACEHOLDER = re.compile(r"\{(\w+)(?::([\w|]+|\d+\+))?\}")
+_FROM = re.compile(r"(\d+)\+")
 _MIRROR = "mirror"
 _SHOWN = 40  # differences that a message lists
 
@@ -74,8 +75,9 @@ class Drop:
 Rule: TypeAlias = Rename | Reshape | Drop
 
 
-# What a foreign tensor becomes: [O, I] a 1x1 convolution's weight; [A, B] its transposed; [1, ...] without that axis.
-CHANGES = ("linear-to-conv", "transpose", "first")
+# What a foreign tensor becomes: [O, I] a 1x1 convolution's weight; [A, B] its transposed; [1, ...] without that axis;
+# a 1x1 convolution of one-hot maps [D, K, 1, 1] the codebook [K, D].
+CHANGES = ("linear-to-conv", "transpose", "first", "one-hot")
 
 
 class Source(NamedTuple):
@@ -178,6 +180,8 @@ def changed_shape(shape: Shape, change: str) -> Shape:
     """Return a foreign shape after a change; a shape that the change is not for stays, and will not fit."""
     if change == "first":
         return shape[1:] if shape[:1] == (1,) else shape
+    if change == "one-hot":
+        return shape[1::-1] if shape[2:] == (1, 1) else shape
     if len(shape) != 2 or not change:
         return shape
     return shape[::-1] if change == "transpose" else (*shape, 1, 1)
@@ -189,6 +193,8 @@ def changed(tensor: Tensor, change: str) -> Tensor:
         return tensor.T.contiguous()
     if change == "first":
         return tensor[0]
+    if change == "one-hot":
+        return tensor[:, :, 0, 0].T.contiguous()
     return tensor[..., None, None] if change else tensor
 
 
@@ -198,6 +204,8 @@ def unchanged(tensor: Tensor, change: str) -> Tensor:
         return tensor.T.contiguous()
     if change == "first":
         return tensor[None]
+    if change == "one-hot":
+        return tensor.T.contiguous()[:, :, None, None]
     return tensor[..., 0, 0] if change else tensor
 
 
@@ -206,16 +214,33 @@ _Values: TypeAlias = dict[str, str]
 
 def _first(rules: Sequence[Rule], name: str) -> tuple[Rule | None, _Values]:
     for rule in rules:
-        if match := _compiled(rule.foreign).fullmatch(name):
-            return rule, match.groupdict()
+        if (values := _read(rule.foreign, name)) is not None:
+            return rule, values
     return None, {}
 
 
 def _first_native(rules: Sequence[Rename | Reshape], name: str) -> tuple[Rename | Reshape, _Values] | None:
     for rule in rules:
-        if match := _compiled(rule.native).fullmatch(name):
-            return rule, match.groupdict()
+        if (values := _read(rule.native, name)) is not None:
+            return rule, values
     return None
+
+
+def _read(pattern: str, name: str) -> _Values | None:
+    """Return what a name has at a pattern's placeholders, numbers from 0; None when it is another name."""
+    if not (match := _compiled(pattern).fullmatch(name)):
+        return None
+    values = match.groupdict()
+    for key, first in _first_numbers(pattern):
+        if int(values[key]) < first:
+            return None
+        values[key] = str(int(values[key]) - first)
+    return values
+
+
+def _first_numbers(pattern: str) -> list[tuple[str, int]]:
+    found = ((match[1], _FROM.fullmatch(match[2] or "")) for match in _PLACEHOLDER.finditer(pattern))
+    return [(name, int(first[1])) for name, first in found if first]
 
 
 @lru_cache(maxsize=4096)
@@ -224,7 +249,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     pieces, end = [], 0
     for match in _PLACEHOLDER.finditer(pattern):
         name, kind = match.groups()
-        number = kind in (None, _MIRROR)
+        number = kind in (None, _MIRROR) or _FROM.fullmatch(kind)
         pieces.append(re.escape(pattern[end : match.start()]))
         pieces.append(f"(?P<{name}>{'(?:0|[1-9][0-9]{0,3})' if number else kind})")
         end = match.end()
@@ -244,8 +269,12 @@ def _mirrored(found: Iterable[tuple[Rename | Reshape, _Values]]) -> dict[str, in
 
 
 def _filled(pattern: str, values: _Values, counts: Mapping[str, int]) -> str:
+    first = dict(_first_numbers(pattern))
+
     def fill(match: re.Match[str]) -> str:
         value = values[match[1]]
+        if match[1] in first:
+            return str(int(value) + first[match[1]])
         return str(counts[match[1]] - 1 - int(value)) if match[2] == _MIRROR else value
 
     return _PLACEHOLDER.sub(fill, pattern)

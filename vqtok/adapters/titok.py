@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import isqrt
 from typing import Any
 
@@ -52,6 +53,11 @@ DIRECT_RULES: tuple[Rule, ...] = (
     Rename(f"decoder.conv_out.{LEAF}", f"{_PIXELS}.conv_out.{LEAF}"),
     *(rule for rule in RULES if not (isinstance(rule, Rename) and rule.foreign.startswith("decoder.ffn."))),
 )
+
+
+def _rules(names: Collection[str]) -> tuple[Rule, ...]:
+    direct = "decoder.conv_out.weight" in names or f"{_PIXELS}.conv_out.weight" in names
+    return DIRECT_RULES if direct else RULES
 
 
 def _trunk(tensors: Tensors, net: str, patch: int, stated: Facts) -> dict[str, Any]:
@@ -134,8 +140,7 @@ TITOK = Family(
     anchor="latent_tokens",
     marks=("encoder.latent_token_positional_embedding", "quantize.embedding.weight"),
     rules=RULES,
-    other_rules=DIRECT_RULES,
-    other_mark="decoder.conv_out.weight",
+    variant=_rules,
     architecture=_architecture,
     facts=_facts,
     words={

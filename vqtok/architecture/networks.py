@@ -14,6 +14,8 @@ from vqtok.networks import (
     AbsentDecoder,
     ConvDecoder,
     ConvEncoder,
+    DvaeDecoder,
+    DvaeEncoder,
     Emu3Decoder,
     Emu3Encoder,
     MaskgitDecoder,
@@ -165,6 +167,34 @@ class TitokDecoderNetwork(Section):
         return self.size
 
 
+class DvaeNetwork(Section):
+    """Arguments of `DvaeEncoder` and `DvaeDecoder`."""
+
+    type: Literal["dvae"] = "dvae"
+    channels: Annotated[int, Field(ge=4, le=1 << 12, multiple_of=4)] = 256
+    multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=16)]
+    residual_blocks: Annotated[Blocks, Field(ge=1)] = 2
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class Vqvae2NetworkSection(Section):
+    """Arguments of `Vqvae2Network`."""
+
+    type: Literal["vqvae2"] = "vqvae2"
+    channels: Annotated[Width, Field(multiple_of=2)] = 128
+    residual_blocks: Blocks = 2
+    residual_channels: Width = 32
+
+    @property
+    def factor(self) -> int:
+        """Pixels a top latent, each way."""
+        return 8
+
+
 class VitNetwork(Section):
     """Arguments of `VitEncoder` and `VitDecoder`."""
 
@@ -193,6 +223,25 @@ class VitNetwork(Section):
         return self.patch
 
 
+class TeacherSection(Section):
+    """Arguments of `EvaVit`, but for the image's size: a dynamic tokenizer's features."""
+
+    type: Literal["eva"] = "eva"
+    width: Annotated[Width, Field(multiple_of=4)]
+    depth: Blocks
+    heads: Heads
+    mlp_width: Width
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+
+
+class TransformerSection(Section):
+    """Arguments of `Merger` and `FeatureDecoder`, but for the width, which is the teacher's."""
+
+    depth: Blocks
+    heads: Heads
+    mlp_width: Width
+
+
 Network = Annotated[
     SmallNetwork
     | ConvNetwork
@@ -200,6 +249,7 @@ Network = Annotated[
     | Emu3Network
     | TitokNetwork
     | TitokDecoderNetwork
+    | DvaeNetwork
     | VitNetwork
     | AbsentNetwork,
     Field(discriminator="type"),
@@ -211,6 +261,7 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "maskgit": MaskgitEncoder,
     "emu3": Emu3Encoder,
     "titok": TitokEncoder,
+    "dvae": DvaeEncoder,
     "vit": VitEncoder,
 }
 DECODERS: dict[str, Callable[..., nn.Module]] = {
@@ -219,6 +270,7 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
     "maskgit": MaskgitDecoder,
     "emu3": Emu3Decoder,
     "titok-decoder": TitokDecoder,
+    "dvae": DvaeDecoder,
     "vit": VitDecoder,
     "absent": AbsentDecoder,
 }

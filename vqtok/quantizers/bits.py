@@ -33,7 +33,7 @@ def unpack_bits(codes: Tensor, count: int, endian: Endian) -> Tensor:
 
 def signs(bits: Tensor, size: float) -> Tensor:
     """Return float32 [..., B]: ``size`` where a bit is set, else ``-size``."""
-    return torch.where(bits, size, -size).float()
+    return torch.where(bits, 1.0, -1.0).float() * size
 
 
 def sample_entropy(logits: Tensor) -> Tensor:
@@ -85,9 +85,9 @@ def check_bits(bits: int, group_bits: int, endian: Endian = "big") -> None:
 def _distribution(logits: Tensor) -> Tensor:
     """Return the distribution [N, 2^B] over the values of independent bits with logits [N, B]."""
     probabilities = logits.new_ones(len(logits), 1)
-    for column in logits.split(1, dim=-1):
-        set_ = torch.sigmoid(column)
-        probabilities = torch.cat([probabilities * torch.sigmoid(-column), probabilities * set_], dim=-1)
+    for bit in logits.unbind(dim=-1):
+        parts = [probabilities * torch.sigmoid(x)[:, None] for x in (-bit, bit)]
+        probabilities = torch.cat(parts, dim=-1)
     return probabilities
 
 

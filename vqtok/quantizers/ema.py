@@ -12,13 +12,17 @@ from torch import distributed as dist
 from vqtok import ops
 from vqtok.errors import ConfigError
 from vqtok.quantizers.base import (
+    Gradient,
     Metric,
     Quantizer,
+    check_gradient,
+    check_latents,
     check_metric,
     check_space,
     effective_codebook,
     effective_latents,
     nearest_row,
+    passage,
 )
 from vqtok.types import Quantized
 
@@ -38,6 +42,8 @@ class EmaQuantizer(Quantizer):
         revive_below: a code whose share of the latents falls below this part of the mean share 1 / K is moved onto
             a latent of the batch; 0 switches revival off.
         kmeans_iterations: Lloyd iterations on the first training batch; 0 keeps the random codebook.
+        gradient: what latents learn from the gradient of their vectors: ``"straight-through"``, that gradient, or
+            ``"rotation"``, that gradient turned as the latent is onto its vector (Fifty et al. 2024).
 
     >>> import torch
     >>> vq = EmaQuantizer(dim=2, vocab_size=2, decay=0.0, epsilon=0.0)
@@ -64,6 +70,7 @@ class EmaQuantizer(Quantizer):
         epsilon: float = 1e-5,
         revive_below: float = 0.0,
         kmeans_iterations: int = 0,
+        gradient: Gradient = "straight-through",
     ) -> None:
         super().__init__()
         check_space(dim, vocab_size)
@@ -79,6 +86,7 @@ class EmaQuantizer(Quantizer):
         self.metric: Metric = check_metric(metric)
         self.decay, self.epsilon = decay, epsilon
         self.revive_below, self.kmeans_iterations = revive_below, kmeans_iterations
+        self.gradient: Gradient = check_gradient(gradient)
         # Float32 whatever torch's default is: averages of small steps need the bits.
         codebook = torch.empty(vocab_size, dim, dtype=torch.float32).uniform_(-1, 1)
         self.register_buffer("codebook", codebook)
@@ -101,7 +109,7 @@ class EmaQuantizer(Quantizer):
         codebook = effective_codebook(self.codebook, self.metric)
         codes = nearest_row(latents, codebook, self.metric)
         latents = effective_latents(latents, self.metric)
-        quantized = ops.straight_through(latents, codebook, codes)
+        quantized = passage(self.gradient)(latents, codebook, codes)
         if self.training:
             self._learn(latents.detach(), codes)
         return Quantized(quantized.vectors, codes, {"commitment": quantized.losses["commitment"]})
@@ -109,6 +117,7 @@ class EmaQuantizer(Quantizer):
     @torch.no_grad()
     def initialize(self, latents: Tensor) -> None:
         """Set the codebook by k-means on latents [..., D]; under torch.distributed on the latents of rank 0."""
+        check_latents(latents, self.dim)
         points = effective_latents(latents.detach().float().reshape(-1, self.dim), self.metric)
         if not len(points):
             raise ConfigError("expected latents to start the codebook from, got none")

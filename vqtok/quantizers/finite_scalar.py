@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from itertools import accumulate
 from operator import mul
 
@@ -52,6 +51,7 @@ class FiniteScalarQuantizer(Quantizer):
         self.vocab_size = math.prod(self.levels)
         if self.vocab_size > _LARGEST:
             raise ConfigError(f"expected levels whose product fits in int64, got {self.vocab_size}")
+        self._ends = [symmetric_thresholds(count) for count in self.levels] if symmetric else []
 
     def encode(self, latents: Tensor) -> Tensor:
         """Return codes int64 [...] of latents [..., D]."""
@@ -61,9 +61,9 @@ class FiniteScalarQuantizer(Quantizer):
         places = accumulate(self.levels[:-1], mul, initial=1)
         columns = latents.detach().float().movedim(-1, 0).contiguous()
         codes = torch.zeros(latents.shape[:-1], dtype=torch.int64, device=latents.device)
-        for column, count, place in zip(columns, self.levels, places, strict=True):
-            ends = torch.tensor(symmetric_thresholds(count), dtype=torch.float32, device=latents.device)
-            codes = codes + place * torch.bucketize(column, ends, right=True)
+        for column, ends, place in zip(columns, self._ends, places, strict=True):
+            reached = torch.tensor(ends, dtype=torch.float32, device=latents.device)
+            codes = codes + place * torch.bucketize(column, reached, right=True)
         return codes
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -86,7 +86,6 @@ class FiniteScalarQuantizer(Quantizer):
         return Quantized(ops.pass_through(self.decode(codes), bound), codes, {})
 
 
-@cache
 def symmetric_thresholds(count: int) -> tuple[float, ...]:
     """Return for each of the symmetric levels but the lowest the least float32 latent that reaches it."""
     return tuple(_float32_from(math.atanh((2 * level - 1) / (count - 1) - 1)) for level in range(1, count))
