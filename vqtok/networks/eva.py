@@ -92,8 +92,8 @@ class PatchTokens(nn.Module):
     """The patch tokens of a vision transformer that has timm's interface, as a dynamic tokenizer's features.
 
     Args:
-        vit: has ``forward_features``, pixels [B, 3, H, W] to tokens [B, prefix + N, C], and ``num_prefix_tokens``: class
-            token and registers. Whether tokens are normalised is the model's matter; EVA-CLIP's are not.
+        vit: has ``forward_features``, pixels [B, 3, H, W] to tokens [B, prefix + N, C], and ``num_prefix_tokens``, how
+            many class tokens and registers come first. Whether tokens are normalised is the model's matter.
 
     Raises:
         ConfigError: the model has no such interface.
