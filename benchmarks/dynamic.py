@@ -27,10 +27,11 @@ from tqdm import tqdm
 import vqtok
 from vqtok import images
 from vqtok.losses import Objective, cosine_feature_loss, keep_certainty_loss, keep_ratio_loss, l2
-from vqtok.training.schedules import cosine_ramp
+from vqtok.training.schedules import cosine_ramp, linear_ramp
 
 RATIO = 1 / 3
-WEIGHTS = {"features": 1.0, "keep_ratio": 2.0, "certainty": 0.05, "commitment": 0.25, "l2": 0.2}
+WEIGHTS = {"features": 1.0, "keep_ratio": 2.0, "commitment": 0.25, "l2": 0.2}
+CERTAINTY = 0.5
 Row = dict[str, float]
 
 
@@ -83,15 +84,16 @@ def fit(
 
 
 def train_teacher(tokenizer: vqtok.DynamicTokenizer, batches: Batches, steps: int) -> None:
-    """Teach the features to tell a photograph's patches, half of which they do not see."""
+    """Teach the features to tell the colours of every patch's quarters, though half of the patches are not seen."""
     teacher, patch, side = tokenizer.features.requires_grad_(True), tokenizer.factor, tokenizer.side
-    head = nn.Linear(teacher(batches()).shape[2], 3 * patch**2)
+    head = nn.Linear(teacher(batches()).shape[2], 12)
 
     def loss() -> Mapping[str, Tensor]:
         pixels = batches()
         seen = (torch.rand(len(pixels), 1, side, side) < 0.5).float()
         holes = pixels * seen.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
-        target = nn.functional.pixel_unshuffle(pixels, patch).flatten(2).transpose(1, 2)
+        quarters = nn.functional.avg_pool2d(pixels, patch // 2)
+        target = nn.functional.pixel_unshuffle(quarters, 2).flatten(2).transpose(1, 2)
         return {"total": l2(head(teacher(holes)), target)}
 
     for step, row in fit("teacher", [teacher, head], loss, steps, 2e-3):
@@ -102,13 +104,18 @@ def train_teacher(tokenizer: vqtok.DynamicTokenizer, batches: Batches, steps: in
 
 def train(tokenizer: vqtok.DynamicTokenizer, batches: Batches, photos: Tensor, stages: tuple[int, int]) -> list[Row]:
     """Train without and then with the quantizer; return the curve."""
-    objective, curve = Objective(WEIGHTS), []
+    curve: list[Row] = []
     learnt = [x for name, x in tokenizer.named_children() if name != "features"]
     for quantize, steps in zip((False, True), stages, strict=True):
         tokenizer.quantize = quantize
+        done = 0
 
         def loss() -> Mapping[str, Tensor]:
-            pixels = batches()
+            nonlocal done
+            # The selector first learns what is worth keeping, and then to be sure of it.
+            certainty = CERTAINTY if quantize else linear_ramp(done, start=0.0, end=CERTAINTY, steps=steps)
+            objective, pixels = Objective(WEIGHTS | {"certainty": certainty}), batches()
+            done += 1
             made = tokenizer(pixels)
             losses = {
                 "features": cosine_feature_loss(made.statistics["features"], made.statistics["target"]),
@@ -167,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder of photographs to train on")
     parser.add_argument("--validate", type=Path, required=True, help="folder of others, to measure and draw")
-    parser.add_argument("--steps", type=int, nargs=3, default=(600, 600, 1200), help="of teacher, stage A, stage B")
+    parser.add_argument("--steps", type=int, nargs=3, default=(400, 800, 1200), help="of teacher, stage A, stage B")
     parser.add_argument("--limit", type=int, help="use so many photographs to train on")
     parser.add_argument("--save", type=Path, help="write the model folder")
     parser.add_argument("--json", type=Path, help="write the curve")

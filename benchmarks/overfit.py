@@ -39,7 +39,7 @@ class Trial:
         weights: of the losses by name.
         learning_rate: its peak.
         steps: for one image, and for 64 crops in batches of 8.
-        temperature: first and last temperature of Gumbel quantization.
+        coldest: last temperature of Gumbel quantization without noise.
         continuous: share of the steps without quantization (of Gumbel: without noise) at the beginning, so that k-means
             starts from latents that mean something, and a decoder does not learn to live without them.
     """
@@ -47,8 +47,8 @@ class Trial:
     preset: str
     weights: Mapping[str, float] = field(default_factory=lambda: {"l2": 1.0, "commitment": 0.06})
     learning_rate: float = 2e-3
-    steps: tuple[int, int] = (300, 1500)
-    temperature: tuple[float, float] = (1.0, 1 / 16)
+    steps: tuple[int, int] = (1200, 2000)
+    coldest: float = 1 / 16
     continuous: float = 0.0
 
 
@@ -58,8 +58,8 @@ TRIALS = (
     Trial("vqvae2-tiny"),
     Trial("rqvae-tiny"),
     Trial("vqgan-tiny", learning_rate=1e-3),
-    Trial("vqgan-gumbel-tiny", {"l2": 1.0, "kl": 0.0}, learning_rate=2e-3, continuous=0.3),
-    Trial("dvae-tiny", {**_STATISTICS, "kl": 0.0}, learning_rate=2e-3, continuous=0.3),
+    Trial("vqgan-gumbel-tiny", {"l2": 1.0, "kl": 0.0}, learning_rate=2e-3, continuous=0.6),
+    Trial("dvae-tiny", {**_STATISTICS, "kl": 0.0}, learning_rate=2e-3, continuous=0.6),
     Trial("vit-vqgan-tiny", {**_STATISTICS, "commitment": 0.06}, learning_rate=1e-3, continuous=0.5),
 )
 
@@ -131,10 +131,17 @@ def losses(tokenizer: vqtok.ImageTokenizer, pixels: Tensor) -> dict[str, Tensor]
 
 
 def _schedule(tokenizer: vqtok.ImageTokenizer, trial: Trial, step: int, steps: int) -> None:
-    if isinstance(tokenizer.quantizer, vqtok.GumbelQuantizer):
-        first = int(trial.continuous * steps)
-        start, end = trial.temperature
-        tokenizer.quantizer.temperature = cosine_ramp(step, start=start, end=end, steps=steps - first, first=first)
+    """Set Gumbel's temperature: falling without noise at first, then 1 again, with logits that are as sharp."""
+    if not (isinstance(tokenizer, vqtok.Tokenizer) and isinstance(tokenizer.quantizer, vqtok.GumbelQuantizer)):
+        return
+    first = int(trial.continuous * steps)
+    if step == first:
+        logits = tokenizer.quantizer.proj or tokenizer.encoder.conv_out
+        for parameter in logits.parameters():  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            parameter.data /= trial.coldest
+    cold = cosine_ramp(step, start=1.0, end=trial.coldest, steps=max(1, first))
+    warm = cosine_ramp(step, start=1.0, end=0.25, steps=steps - first, first=first)
+    tokenizer.quantizer.temperature = cold if step < first else warm
 
 
 def measure(tokenizer: vqtok.ImageTokenizer, photos: list[images.RGB]) -> dict[str, float]:

@@ -131,7 +131,10 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "vqgan-tiny with Gumbel quantization",
         ),
         "rqvae-tiny": Preset(
-            _grid(_CIFAR, ResidualQuantizerSection(quantizers=(_TINY_CODES,), shared=4)),
+            _grid(
+                _CIFAR,
+                ResidualQuantizerSection(quantizers=(_TINY_CODES.model_copy(update={"metric": "l2"}),), shared=4),
+            ),
             "vqvae-tiny with a shared codebook of four levels, as Lee et al. 2022",
         ),
         "dvae-f8-8192": Preset(

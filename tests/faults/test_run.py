@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -237,6 +238,29 @@ def test_every_flipped_bit_is_found(tmp_path, whole):
                 codes &= {error.exit_code}
             assert codes, name
         (path / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("how", ["lost", "doubled", "swapped", "stranger", "failed and there"])
+def test_an_image_that_is_lost_doubled_or_swapped_is_found_behind_sound_checksums(how, tmp_path):
+    work(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    manifest = folder.manifest()
+    items = folder.items(manifest, 2)
+    rows = {
+        "lost": items[:1],
+        "doubled": [items[0], Item("g.jpg#2", ""), items[1]],
+        "swapped": items[::-1],
+        "stranger": [items[0], Item("z.jpg", "")],
+        "failed and there": items,
+    }[how]
+    shard = encode((item, None) for item in rows)
+    if how == "failed and there":
+        shard = replace(shard, failures=[failure(items[0].key, "truncated", "half a file")])
+    folder.discard(2)
+    folder.commit_shard(manifest, 2, shard, items)
+    problems = check_all(folder, manifest).problems
+    assert [(problem.shard, problem.kind) for problem in problems] == [(2, "corrupt")]
+    assert "every listed image once" in problems[0].message
 
 
 def test_ranks_at_once_give_the_same_folder(tmp_path, whole):
