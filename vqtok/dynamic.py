@@ -134,7 +134,7 @@ class DynamicTokenizer(ImageTokenizer):
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Return what the quantizer sees of pixels [B, 3, S, S]: float32 [T, D], of the model's own selection."""
-        return self._kept_latents(pixels, self._rule(None, None, None))[0]
+        return self._kept_latents(pixels, self._rule(None, None, None), len(pixels))[0]
 
     # Selection -------------------------------------------------------------------------------------------------------
 
@@ -179,8 +179,10 @@ class DynamicTokenizer(ImageTokenizer):
         return rule(kind, tokens, generator, self.patches)
 
     def _scores(self, features: Tensor) -> Tensor:
-        with self.autocast():
-            return self.selector(features).float()
+        # In float32 whatever the precision: half of it makes equals of patches, and one flipped decision moves the
+        # places of all tokens after it.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.selector(features)
 
     # Tokens ----------------------------------------------------------------------------------------------------------
 
@@ -206,9 +208,8 @@ class DynamicTokenizer(ImageTokenizer):
         self._check(pixels)
 
         def encode(part: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-            latents, keep = self._kept_latents(part, rule)
-            lengths = keep.sum(dim=1)[:count]
-            return self.quantizer.encode(latents[: int(lengths.sum())]), lengths, keep[:count]
+            latents, keep = self._kept_latents(part, rule, count)
+            return self.quantizer.encode(latents), keep.sum(dim=1)[:count], keep[:count]
 
         parts = self.in_micro_batches(encode, pixels.float(), self._pixels_each)
         ids, lengths, keep = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -282,13 +283,22 @@ class DynamicTokenizer(ImageTokenizer):
     def _features(self, pixels: Tensor) -> Tensor:
         self._check(pixels)
         with self.autocast():
-            return self.features(pixels).float()
+            features = self.features(pixels).float()
+        expected = (len(pixels), self.patches, self.merger.width)
+        if features.shape != expected:
+            raise ConfigError(
+                f"expected features {list(expected)} of the teacher, one a patch, rows from the top, got "
+                f"{list(features.shape)}. Leave out class and register tokens: PatchTokens does, of timm's models"
+            )
+        return features
 
-    def _kept_latents(self, pixels: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-        """Return latents [T, D] of kept patches, and which these are, bool [B, N]."""
+    def _kept_latents(self, pixels: Tensor, rule: Rule, count: int) -> tuple[Tensor, Tensor]:
+        """Return latents [T, D] of kept patches, and which these are, bool [B, N]; none of images from count on."""
         features = self._features(pixels)
         with torch.no_grad():
             keep = rule.keep(self._scores(features), pixels)
+            # What fills a micro-batch up has no tokens to merge.
+            keep &= (torch.arange(len(keep), device=keep.device) < count)[:, None]
         with self.autocast():
             merged = self.merger(features, keep)[0]
         return in_row_pieces(self._to_latents, merged, self.patches), keep

@@ -9,7 +9,7 @@ from vqtok.dynamic import DynamicTokenizer
 from vqtok.errors import ConfigError, MismatchError, NonFiniteLatents, VqtokError
 from vqtok.images import PreprocessSpec
 from vqtok.losses import cosine_feature_loss, keep_ratio_loss
-from vqtok.networks import EvaVit, FeatureDecoder, Merger, Selector, SmallDecoder, VitDecoder
+from vqtok.networks import EvaVit, FeatureDecoder, Merger, PatchTokens, Selector, SmallDecoder, VitDecoder
 from vqtok.networks.policy import policy_attend
 from vqtok.networks.selection import carry, gumbel, image_noise, keep_likely, keep_most_likely
 from vqtok.networks.transformer import Mlp, attend
@@ -174,6 +174,35 @@ def test_latents_are_the_same_bits_whatever_the_neighbours_are(tiny):
         latents = tiny.latents(x)[:own]
         assert torch.equal(latents, tiny.latents(torch.cat([x[:1], x[1:].flip(0)]))[:own])
         assert torch.equal(latents, tiny.latents(torch.cat([x[1:], x[:1]]))[-own:])
+
+
+def test_half_precision_is_for_networks_and_not_for_the_choice():
+    """Half precision would make many patches equally likely, and one other decision moves all tokens after it."""
+    tokenizer, x = build().eval(), pictures(18)
+    tokenizer.precision = "bfloat16"
+    seen = {}
+    for part in ("selector.to_scores", "merger.blocks.0.mlp", "projection", "feature_decoder.to_features"):
+        tokenizer.get_submodule(part).register_forward_hook(
+            lambda _, __, out, part=part: seen.update({part: out.dtype})
+        )
+    tokens = tokenizer.encode(x)
+    assert tokenizer.decode(tokens).dtype == torch.float32
+    assert seen.pop("selector.to_scores") == torch.float32
+    assert set(seen.values()) == {torch.bfloat16}
+    assert len(seen) == 3
+    assert runs(tokenizer.encode(x[5:6])) == runs(tokens)[5:6]
+
+
+def test_what_fills_a_batch_up_is_not_merged(tiny):
+    lengths = []
+    hook = tiny.merger.register_forward_hook(lambda _, __, out: lengths.append(out[1]))
+    try:
+        tokens = tiny.encode(pictures(19))
+    finally:
+        hook.remove()
+    assert [x.shape for x in lengths] == [(16,), (16,)]
+    assert torch.equal(torch.cat(lengths)[:19], tokens.lengths)
+    assert not lengths[1][3:].any()
 
 
 def test_decoding_runs_together_is_decoding_each_alone(tiny):
@@ -431,6 +460,41 @@ def test_a_model_without_a_pixel_decoder_says_so():
     assert tokenizer.decode_features(tokens).shape == (2, N, 32)
     with pytest.raises(ConfigError, match="decode_features"):
         tokenizer.decode(tokens)
+
+
+def test_a_teacher_with_a_class_token_or_of_another_width_is_refused():
+    tokenizer, vit = build().eval(), build().features
+    for features in (torch.nn.Sequential(vit, torch.nn.ZeroPad2d((0, 0, 1, 0))), torch.nn.Flatten(2)):
+        tokenizer.features = features
+        for call in (tokenizer.encode, tokenizer.select, tokenizer.latents, tokenizer):
+            with pytest.raises(ConfigError, match=r"features \[\d+, 64, 32\].*class"):
+                call(pictures(2))
+
+
+def test_a_foreign_vit_can_be_the_teacher():
+    class Foreign(torch.nn.Module):
+        """What timm's models have, with a class token and a register."""
+
+        num_prefix_tokens = 2
+
+        def __init__(self, vit):
+            super().__init__()
+            self.vit, self.drop = vit, torch.nn.Dropout(0.5)
+
+        def forward_features(self, pixels):
+            features = self.drop(self.vit(pixels))
+            return torch.cat([features[:, :2] + 1, features], dim=1)
+
+    tokenizer, x = build().eval(), pictures(3)
+    expected = tokenizer.encode(x)
+    tokens = DynamicTokenizer(
+        PatchTokens(Foreign(tokenizer.features)),
+        *(tokenizer.selector, tokenizer.merger, tokenizer.projection, tokenizer.quantizer, tokenizer.feature_decoder),
+        *(tokenizer.pixel_decoder, tokenizer.spec),
+    ).encode(x)
+    assert torch.equal(tokens.ids, expected.ids)
+    with pytest.raises(ConfigError, match="num_prefix_tokens"):
+        PatchTokens(torch.nn.Linear(2, 2))
 
 
 def test_models_that_contradict_themselves_are_refused(tiny):

@@ -14,7 +14,6 @@ from vqtok import VectorQuantizer, ops
 from vqtok.dynamic import DynamicTokenizer
 from vqtok.images import PreprocessSpec
 from vqtok.networks import EvaVit, FeatureDecoder, Merger, Selector
-from vqtok.networks import merger as merger_module
 from vqtok.networks.transformer import Mlp
 
 FOLDER = Path(__file__).parents[1] / "golden" / "published" / "lavit_dynamic"
@@ -102,15 +101,6 @@ def codes(parts, merged):
 LEAK = 2e-4
 
 
-def leaky_attend(query, key, value, heads, policy):
-    """Attention weights as the publisher has them."""
-    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    scores = query @ key.mT * query.shape[-1] ** -0.5
-    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp() * policy.unsqueeze(1)
-    weights = (weights + 1e-6 / weights.shape[-1]) / (weights.sum(dim=-1, keepdim=True) + 1e-6)
-    return (weights @ value).transpose(1, 2).flatten(2)
-
-
 @torch.no_grad()
 def test_lavit_features_and_selection_are_the_published_ones(parts, numbers):
     features = parts["features"](torch.from_numpy(np.load(FOLDER / "input.npy")))
@@ -138,15 +128,26 @@ def test_lavit_merges_and_quantizes_ragged_runs_as_published(parts, numbers):
 
 
 @torch.no_grad()
-def test_lavit_with_the_publishers_leak_merges_exactly_as_published(parts, numbers, monkeypatch):
-    monkeypatch.setattr(merger_module, "policy_attend", leaky_attend)
-    keep = numbers["keep_mask"].flatten(1)
-    merged = parts["merger"].forward_dense(numbers["features"], keep.float())
-    close(merged, numbers["merged_features"], 5.5e-5)
-    merged = parts["merger"].forward_dense(numbers["features"][:1], torch.ones(1, 64))
-    close(merged, numbers["keepall_merged"], 4.1e-5)
-    merged = parts["merger"].forward_dense(numbers["features"][:1], numbers["mask3_keep"].float())
-    close(merged, numbers["mask3_merged"], 4.8e-5)
+@pytest.mark.parametrize(
+    ("keep", "merged", "codes_of", "atol"),
+    [
+        ("keep_mask", "merged_features", "indices", 5.5e-5),
+        ("keepall", "keepall_merged", "indices_keepall", 4.1e-5),
+        ("mask3_keep", "mask3_merged", "indices_mask3", 4.8e-5),
+    ],
+)
+def test_lavit_with_the_publishers_leak_merges_exactly_as_published(parts, numbers, keep, merged, codes_of, atol):
+    leaky = Merger(**SIZES, leak=1e-6).eval()
+    leaky.load_state_dict(parts["merger"].state_dict())
+    keep = numbers[keep].flatten(1) if keep in numbers else torch.ones(1, 64, dtype=torch.bool)
+    features = numbers["features"][: len(keep)]
+    found, lengths = leaky(features, keep)
+    assert torch.equal(lengths, keep.sum(dim=1))
+    close(found, numbers[merged][keep], atol)
+    close(leaky.forward_dense(features, keep.float()), numbers[merged], atol)
+    close(parts["projection"](found), parts["projection"](numbers[merged][keep]), 1.8e-4)
+    expected = numbers[codes_of].flatten(1)[keep] if codes_of == "indices" else numbers[codes_of]
+    assert torch.equal(codes(parts, found), expected)
 
 
 @torch.no_grad()

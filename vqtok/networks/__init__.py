@@ -10,6 +10,7 @@ from vqtok.networks.dvae import DvaeEncoder as DvaeEncoder
 from vqtok.networks.emu3 import Emu3Decoder as Emu3Decoder
 from vqtok.networks.emu3 import Emu3Encoder as Emu3Encoder
 from vqtok.networks.eva import EvaVit as EvaVit
+from vqtok.networks.eva import PatchTokens as PatchTokens
 from vqtok.networks.feature_decoder import FeatureDecoder as FeatureDecoder
 from vqtok.networks.magvit2 import Magvit2Decoder as Magvit2Decoder
 from vqtok.networks.magvit2 import Magvit2Encoder as Magvit2Encoder

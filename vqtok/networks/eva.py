@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -84,6 +86,39 @@ class EvaVit(nn.Module):
         for block in self.blocks:
             x = block(x)
         return x[:, 1:]
+
+
+class PatchTokens(nn.Module):
+    """The patch tokens of a vision transformer that has timm's interface, as a dynamic tokenizer's features.
+
+    Args:
+        vit: has ``forward_features``, pixels [B, 3, H, W] to tokens [B, prefix + N, C], and ``num_prefix_tokens``, how
+            many class tokens and registers come first. Whether tokens are normalised is the model's matter.
+
+    Raises:
+        ConfigError: the model has no such interface.
+
+    >>> class Pixels(nn.Module):
+    ...     num_prefix_tokens = 1
+    ...     def forward_features(self, pixels):
+    ...         return pixels.flatten(2).mT
+    >>> PatchTokens(Pixels())(torch.zeros(2, 3, 4, 4)).shape
+    torch.Size([2, 15, 3])
+    """
+
+    def __init__(self, vit: nn.Module) -> None:
+        super().__init__()
+        prefix = getattr(vit, "num_prefix_tokens", None)
+        if not isinstance(prefix, int) or not callable(getattr(vit, "forward_features", None)):
+            raise ConfigError(
+                "expected a vision transformer with forward_features and num_prefix_tokens, as timm's have them, got "
+                f"{type(vit).__name__}: a module of your own from pixels [B, 3, H, W] to features [B, N, C] does, too"
+            )
+        self.vit, self._prefix = vit, prefix
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return features [B, N, C] of pixels."""
+        return cast(Any, self.vit).forward_features(pixels)[:, self._prefix :]
 
 
 def initialize(module: nn.Module) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vqtok import ops
+from vqtok.errors import ConfigError
 from vqtok.networks.eva import initialize
 from vqtok.networks.policy import policy_attend
 from vqtok.networks.transformer import CrossAttention, Mlp, SelfAttention, attend
@@ -49,14 +50,14 @@ class MergerBlock(nn.Module):
         x = x + rows.apply(cross.to_out, rows.kept(seen))
         return x + rows.apply(lambda part: self.mlp(self.norm2(part)), x)
 
-    def forward_dense(self, x: Tensor, context: Tensor, policy: Tensor, causal: Tensor) -> Tensor:
+    def forward_dense(self, x: Tensor, context: Tensor, policy: Tensor, causal: Tensor, leak: float) -> Tensor:
         """Map all positions [B, N, width]; policy is float [B, N], causal [B, N, N] who counts for whom."""
         heads = self.attention.heads
         query, key, value = self._to_qkv(x).chunk(3, dim=-1)
-        x = x + self.attention.to_out(policy_attend(query, key, value, heads, causal))
+        x = x + self.attention.to_out(policy_attend(query, key, value, heads, causal, leak))
         cross, dropped = self.cross_attention, (1 - policy)[:, None]
         query = cross.to_q(self.norm1(x))
-        x = x + cross.to_out(policy_attend(query, cross.to_k(context), cross.to_v(context), heads, dropped))
+        x = x + cross.to_out(policy_attend(query, cross.to_k(context), cross.to_v(context), heads, dropped, leak))
         return x + self.mlp(self.norm2(x))
 
     def _to_qkv(self, x: Tensor) -> Tensor:
@@ -75,11 +76,13 @@ class Merger(nn.Module):
         depth: number of blocks; 12 in LaVIT.
         heads: heads of attention.
         mlp_width: hidden width of a block's perceptron.
+        leak: 0, or what attention adds to its weights in LaVIT's published code, 1e-6; see `policy_attend`. Numbers are
+            the code's then, and every position, dropped ones too, has to be computed, as `forward_dense` does.
 
     Source:
-        Jin et al. 2023, section 3.1. Its code adds 1e-6 to attention weights, so that a query which may see nothing
-        has uniform ones; here that case is written out, and nothing of what a query may not see leaks in. Merged
-        vectors differ from the code's in the fourth decimal.
+        Jin et al. 2023, section 3.1. What the code adds makes weights uniform of a query that may see nothing; without
+        a leak that case is written out, and nothing of what a query may not see leaks in. Merged vectors then differ
+        from the code's in the fourth decimal.
 
     >>> keep = torch.tensor([[True, False, True], [False, True, False]])
     >>> merged, lengths = Merger(8, depth=1, heads=2, mlp_width=16)(torch.zeros(2, 3, 8), keep)
@@ -87,8 +90,11 @@ class Merger(nn.Module):
     (torch.Size([3, 8]), [2, 1])
     """
 
-    def __init__(self, width: int, depth: int, heads: int, mlp_width: int) -> None:
+    def __init__(self, width: int, depth: int, heads: int, mlp_width: int, leak: float = 0.0) -> None:
         super().__init__()
+        if not leak >= 0:
+            raise ConfigError(f"expected a leak of at least 0, got {leak}")
+        self.width, self.leak = width, leak
         self.context_norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(MergerBlock(width, heads, mlp_width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -107,6 +113,8 @@ class Merger(nn.Module):
         Raises:
             ConfigError: shapes or dtypes do not fit.
         """
+        if self.leak:
+            return ops.compact(self.forward_dense(features, keep.to(features.dtype)), keep)
         x, lengths = ops.compact(features, keep)
         context = self.context_norm(features)
         for block in self.blocks:
@@ -130,7 +138,7 @@ class Merger(nn.Module):
         causal = (policy[:, None] * (1 - itself) + itself).tril()
         x, context = features, self.context_norm(features)
         for block in self.blocks:
-            x = cast(MergerBlock, block).forward_dense(x, context, policy, causal)
+            x = cast(MergerBlock, block).forward_dense(x, context, policy, causal, self.leak)
         return self.norm(x)
 
 
