@@ -15,6 +15,7 @@ from vqtok.architecture import (
     EmaQuantizerSection,
     GumbelQuantizerSection,
     HierarchicalArchitecture,
+    MergerSection,
     ResidualQuantizerSection,
     SmallNetwork,
     TeacherSection,
@@ -168,7 +169,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "lavit-dynamic": Preset(
             DynamicArchitecture(
                 features=TeacherSection(width=1408, depth=40, heads=16, mlp_width=6144),
-                merger=TransformerSection(depth=12, heads=16, mlp_width=6144),
+                merger=MergerSection(depth=12, heads=16, mlp_width=6144, leak=1e-6),
                 quantizer=VectorQuantizerSection(dim=32, vocab_size=16384),
                 feature_decoder=TransformerSection(depth=12, heads=16, mlp_width=6144),
                 preprocess=PreprocessSpec(
@@ -180,7 +181,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "dynamic-tiny": Preset(
             DynamicArchitecture(
                 features=TeacherSection(width=96, depth=3, heads=4, mlp_width=192),
-                merger=TransformerSection(depth=2, heads=4, mlp_width=192),
+                merger=MergerSection(depth=2, heads=4, mlp_width=192),
                 quantizer=EmaQuantizerSection(
                     dim=16, vocab_size=1024, metric="cosine", revive_below=0.1, kmeans_iterations=10
                 ),

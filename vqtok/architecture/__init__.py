@@ -16,6 +16,7 @@ from vqtok.architecture.networks import ConvNetwork as ConvNetwork
 from vqtok.architecture.networks import DvaeNetwork as DvaeNetwork
 from vqtok.architecture.networks import Emu3Network as Emu3Network
 from vqtok.architecture.networks import MaskgitNetwork as MaskgitNetwork
+from vqtok.architecture.networks import MergerSection as MergerSection
 from vqtok.architecture.networks import SmallNetwork as SmallNetwork
 from vqtok.architecture.networks import TeacherSection as TeacherSection
 from vqtok.architecture.networks import TitokDecoderNetwork as TitokDecoderNetwork

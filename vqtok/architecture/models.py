@@ -12,6 +12,7 @@ from typing_extensions import Self
 from vqtok.architecture.networks import (
     DECODERS,
     ENCODERS,
+    MergerSection,
     Network,
     TeacherSection,
     TransformerSection,
@@ -93,7 +94,7 @@ class DynamicArchitecture(Section):
 
     type: Literal["dynamic"] = "dynamic"
     features: TeacherSection
-    merger: TransformerSection
+    merger: MergerSection
     quantizer: QuantizerSection
     feature_decoder: TransformerSection
     pixel_decoder: Network | None = None

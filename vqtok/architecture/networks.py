@@ -242,6 +242,12 @@ class TransformerSection(Section):
     mlp_width: Width
 
 
+class MergerSection(TransformerSection):
+    """Arguments of `Merger`, but for the width, which is the teacher's."""
+
+    leak: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
 Network = Annotated[
     SmallNetwork
     | ConvNetwork
