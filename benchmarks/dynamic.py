@@ -30,7 +30,7 @@ from vqtok.losses import Objective, cosine_feature_loss, keep_certainty_loss, ke
 from vqtok.training.schedules import cosine_ramp, linear_ramp
 
 RATIO = 1 / 3
-WEIGHTS = {"features": 1.0, "keep_ratio": 2.0, "commitment": 0.25, "l2": 0.2}
+WEIGHTS = {"features": 1.0, "keep_ratio": 4.0, "commitment": 0.25, "l2": 3.0}
 CERTAINTY = 0.5
 Row = dict[str, float]
 
@@ -115,7 +115,7 @@ def train(tokenizer: vqtok.DynamicTokenizer, batches: Batches, photos: Tensor, q
         made = tokenizer(pixels)
         losses = {
             "features": cosine_feature_loss(made.statistics["features"], made.statistics["target"]),
-            "keep_ratio": keep_ratio_loss(made.statistics["keep"].flatten(), RATIO),
+            "keep_ratio": keep_ratio_loss(made.statistics["keep"], RATIO),
             "certainty": keep_certainty_loss(made.statistics["keep_probability"]),
             "l2": l2(made.pixels, pixels),
             "commitment": pixels.new_zeros(()),
