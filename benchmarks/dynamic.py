@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import vqtok
 from vqtok import images
+from vqtok.evaluation.token_maps import kept_positions, overlay
 from vqtok.losses import Objective, cosine_feature_loss, keep_certainty_loss, keep_ratio_loss, l2
 from vqtok.training.schedules import cosine_ramp, linear_ramp
 
@@ -166,6 +167,20 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return float(np.corrcoef(a.flatten().double().numpy(), b.flatten().double().numpy())[0, 1])
 
 
+def draw(tokenizer: vqtok.DynamicTokenizer, photos: list[images.RGB], cell: int = 16) -> images.RGB:
+    """Return photographs above what is kept of them, above what comes back from the tokens, uint8 [H, W, 3]."""
+    tokens = tokenizer.eval().tokenize(photos)
+    side = tokenizer.side * cell
+    columns = []
+    for row, back, photo in zip(tokens, tokenizer.detokenize(tokens), photos, strict=True):
+        shown = [Image.fromarray(images.to_rgb(photo, tokenizer.spec)), back]
+        seen, decoded = (np.asarray(x.resize((side, side), Image.Resampling.BICUBIC)) for x in shown)
+        panels = seen, overlay(seen, kept_positions(row), (cell, cell)), decoded
+        framed = [np.pad(x, [(0, 8), (0, 8), (0, 0)], constant_values=255) for x in panels]
+        columns.append(np.concatenate(framed))
+    return np.concatenate(columns, axis=1)
+
+
 def main() -> None:
     """Train, measure, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,6 +190,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="use so many photographs to train on")
     parser.add_argument("--save", type=Path, help="write the model folder")
     parser.add_argument("--json", type=Path, help="write the curve")
+    parser.add_argument("--picture", type=Path, help="draw what is kept of the first photographs to validate with")
     options = parser.parse_args()
     torch.manual_seed(0)
     tokenizer = vqtok.build("dynamic-tiny")
@@ -182,13 +198,16 @@ def main() -> None:
         raise TypeError("expected the preset to be dynamic")
     started = time.monotonic()
     batches = Batches(tokenizer, load_photos(options.photos, 160, options.limit), 8)
-    held = torch.cat([tokenizer.preprocess(photo) for photo in load_photos(options.validate, 128)])
+    photos = load_photos(options.validate, 128)
+    held = torch.cat([tokenizer.preprocess(photo) for photo in photos])
     train_teacher(tokenizer, batches, options.steps[0])
     stages = zip((False, True), options.steps[1:], strict=True)
     curve = [row for quantize, steps in stages for row in train(tokenizer, batches, held, quantize, steps)]
     print(json.dumps({"seconds": time.monotonic() - started, "photos": len(held), **curve[-1]}, indent=1))
     if options.save:
         tokenizer.eval().save(options.save, overwrite=True)
+    if options.picture:
+        Image.fromarray(draw(tokenizer, photos[:8])).save(options.picture)
     if options.json:
         options.json.write_text(json.dumps(curve, indent=1) + "\n")
 
