@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vqtok.cli import options, running
 from vqtok.cli.inputs import expand
+
+if TYPE_CHECKING:
+    from vqtok.image_tokenizer import ImageTokenizer
 
 
 @click.command("tokenize")
@@ -34,6 +37,7 @@ from vqtok.cli.inputs import expand
 @click.option("--label-col", default="", help="Column of labels in lists and tables.")
 @click.option("--caption-col", default="", help="Column of captions in lists and tables.")
 @click.option("--root", default="", metavar="DIR", help="Folder of the relative paths in lists and tables.")
+@click.option("--tile", type=click.IntRange(1), metavar="PIXELS", help="Larger images in tiles; for a token file.")
 @click.option("--rank", type=int, help="Make every world-size-th shard, from this one on.")
 @click.option("--world-size", type=int)
 @running.execution
@@ -45,6 +49,7 @@ def command(inputs: tuple[str, ...], output: str, overwrite: bool, as_json: bool
     file, or a dataset saved to disk. Run it again to go on after an interruption.
     """
     if is_run(output):
+        refuse_tiles(chosen.pop("tile"))
         tokenize_run(inputs, output, overwrite, as_json, chosen)
     else:
         refuse_run_options(chosen)
@@ -66,12 +71,37 @@ def refuse_run_options(chosen: dict[str, Any]) -> None:
     from vqtok.errors import ConfigError
 
     context = click.get_current_context()
-    shared = {"inputs", "output", "model", "device", "precision", "overwrite", "as_json"}
+    shared = {"inputs", "output", "model", "device", "precision", "overwrite", "as_json", "tile"}
     for name in chosen:
         source = context.get_parameter_source(name)
         if name not in shared and source is click.core.ParameterSource.COMMANDLINE:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"expected a run folder (-o DIR/) with {flag}, got a token file")
+
+
+def refuse_tiles(tile: int | None) -> None:
+    """Refuse tiles of a run's images."""
+    from vqtok.errors import ConfigError
+
+    if tile is not None:
+        raise ConfigError("expected a token file (-o FILE.vqt) with --tile, got a run folder, whose images go whole")
+
+
+def cut_into_tiles(tokenizer: ImageTokenizer, tile: int | None) -> None:
+    """Let images that are larger than a tile go through in tiles, and say so where that changes tokens."""
+    from vqtok.errors import ConfigError
+    from vqtok.grid import GridTokenizer
+
+    if tile is None:
+        return
+    if not isinstance(tokenizer, GridTokenizer):
+        raise ConfigError("expected a model of token grids with --tile, got one whose images have one size")
+    tokenizer.tile = tile
+    if tokenizer.sees_everything:
+        options.say(
+            f"tiles of {tile} pixels: each token of this model depends on the whole image (attention, GroupNorm), so "
+            "these are others than those of the image in one piece"
+        )
 
 
 def tokenize_file(inputs: tuple[str, ...], output: str, overwrite: bool, as_json: bool, chosen: dict[str, Any]) -> None:
@@ -83,6 +113,7 @@ def tokenize_file(inputs: tuple[str, ...], output: str, overwrite: bool, as_json
     from vqtok.cli.reading import Reader
 
     tokenizer = options.load_model(chosen["model"], chosen["device"], chosen["precision"])
+    cut_into_tiles(tokenizer, chosen["tile"])
     keys = streaming.unique_keys(item.key for item in listed)
     reader = Reader(tokenizer.spec)
     arrays = reader.read(list(zip(keys, listed, strict=True)))
