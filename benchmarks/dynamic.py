@@ -4,7 +4,7 @@ python benchmarks/dynamic.py --photos corpus/train --validate corpus/val --json 
     --picture docs/dynamic.png --plot docs/dynamic-curves.png
 
 First the teacher learns to fill in photographs with holes; then selector, merger and feature decoder learn without the
-quantizer (stage A), then with it (stage B), as LaVIT's authors say they trained.
+quantizer (stage A); then the selector is calibrated and frozen, and the rest learns with the quantizer (stage B).
 """
 
 # matplotlib is an extra.
@@ -27,12 +27,11 @@ from tqdm import tqdm
 import vqtok
 from vqtok import images
 from vqtok.evaluation.token_maps import kept_positions, overlay
-from vqtok.losses import Objective, cosine_feature_loss, keep_certainty_loss, keep_ratio_loss, l2
-from vqtok.training.schedules import cosine_ramp, linear_ramp
+from vqtok.losses import Objective, cosine_feature_loss, keep_ratio_loss, l2
+from vqtok.training.schedules import cosine_ramp
 
 RATIO = 1 / 3
 WEIGHTS = {"features": 1.0, "keep_ratio": 4.0, "commitment": 0.25, "l2": 3.0}
-CERTAINTY = 0.5
 Row = dict[str, float]
 
 
@@ -105,19 +104,14 @@ def train_teacher(tokenizer: vqtok.DynamicTokenizer, batches: Batches, steps: in
 
 def train(tokenizer: vqtok.DynamicTokenizer, batches: Batches, photos: Tensor, quantize: bool, steps: int) -> list[Row]:
     """Train a stage, without or with the quantizer; return the curve."""
-    tokenizer.quantize, done = quantize, 0
+    tokenizer.quantize, objective = quantize, Objective(WEIGHTS)
 
     def loss() -> Mapping[str, Tensor]:
-        nonlocal done
-        # The selector first learns what is worth keeping, and then to be sure of it.
-        certainty = CERTAINTY if quantize else linear_ramp(done, start=0.0, end=CERTAINTY, steps=steps)
-        objective, pixels = Objective(WEIGHTS | {"certainty": certainty}), batches()
-        done += 1
+        pixels = batches()
         made = tokenizer(pixels)
         losses = {
             "features": cosine_feature_loss(made.statistics["features"], made.statistics["target"]),
             "keep_ratio": keep_ratio_loss(made.statistics["keep"], RATIO),
-            "certainty": keep_certainty_loss(made.statistics["keep_probability"]),
             "l2": l2(made.pixels, pixels),
             "commitment": pixels.new_zeros(()),
             **made.quantized.losses,
@@ -125,7 +119,8 @@ def train(tokenizer: vqtok.DynamicTokenizer, batches: Batches, photos: Tensor, q
         return {"total": objective(losses).total, **losses}
 
     curve: list[Row] = []
-    learnt = [x for name, x in tokenizer.named_children() if name != "features"]
+    frozen = {"features", "selector"} if quantize else {"features"}
+    learnt = [x for name, x in tokenizer.named_children() if name not in frozen]
     tokenizer.train()
     for step, row in fit("B" if quantize else "A", learnt, loss, steps, 1e-3):
         if step % 50 == 0:
@@ -201,8 +196,10 @@ def main() -> None:
     photos = load_photos(options.validate, 128)
     held = torch.cat([tokenizer.preprocess(photo) for photo in photos])
     train_teacher(tokenizer, batches, options.steps[0])
-    stages = zip((False, True), options.steps[1:], strict=True)
-    curve = [row for quantize, steps in stages for row in train(tokenizer, batches, held, quantize, steps)]
+    curve = train(tokenizer, batches, held, False, options.steps[1])
+    tokenizer.calibrate(torch.cat([batches() for _ in range(16)]), RATIO)
+    tokenizer.selector.requires_grad_(False)
+    curve += train(tokenizer, batches, held, True, options.steps[2])
     print(json.dumps({"seconds": time.monotonic() - started, "photos": len(held), **curve[-1]}, indent=1))
     if options.save:
         tokenizer.eval().save(options.save, overwrite=True)

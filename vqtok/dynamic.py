@@ -13,7 +13,7 @@ from vqtok import ops, streaming
 from vqtok.errors import ConfigError, MismatchError
 from vqtok.image_tokenizer import ImageTokenizer
 from vqtok.images import PreprocessSpec
-from vqtok.networks import FeatureDecoder, Merger
+from vqtok.networks import FeatureDecoder, Merger, Selector
 from vqtok.networks.merger import in_row_pieces, pad_to
 from vqtok.networks.selection import Rule, SelectionKind, carry, keep_likely, rule, sample_policy
 from vqtok.quantizers import Quantizer
@@ -102,18 +102,17 @@ class DynamicTokenizer(ImageTokenizer):
         """Select, merge, quantize and decode pixels [B, 3, S, S] with gradients, for training.
 
         In training mode the selection is a sample, with the straight-through gradient of its Gumbel-softmax; in eval
-        mode it is the threshold's. What reaches the selector: attention in merger and feature decoder is weighted with
+        mode, and where the selector is frozen (``selector.requires_grad_(False)``), it is the threshold's. What reaches the selector: attention in merger and feature decoder is weighted with
         the selection, whose numbers are exactly 1 and 0, so values are those of `encode` and `decode`.
 
         Returns:
             quantized: of the kept patches, vectors [T, D]; with ``quantize`` off, latents themselves and no losses.
-            statistics: ``features`` and ``target`` [B, N, C], ``keep`` float [B, N] with the selector's
-                gradient, ``keep_probability`` float [B, N].
+            statistics: ``features`` and ``target`` [B, N, C], ``keep`` float [B, N] with the selector's gradient.
             pixels: of the decoded features; [B, 3, 0, 0] without a pixel decoder.
         """
         target = self._features(pixels)
         scores = self._scores(target)
-        if self.training:
+        if self.training and any(x.requires_grad for x in self.selector.parameters()):
             keep, policy = sample_policy(scores, self.temperature)
         else:
             keep = keep_likely(scores)
@@ -128,7 +127,6 @@ class DynamicTokenizer(ImageTokenizer):
             "features": features,
             "target": target,
             "keep": policy,
-            "keep_probability": scores[..., 0].exp(),
         }
         return Reconstruction(decoded, quantized, statistics)
 
@@ -172,6 +170,24 @@ class DynamicTokenizer(ImageTokenizer):
         choose = lambda x: chosen.keep(self._scores(self._features(x)), x)  # noqa: E731
         keep = self.in_equal_pieces(choose, pixels, self._pixels_each)
         return Selection(keep, keep.sum(dim=1))
+
+    @torch.no_grad()
+    def calibrate(self, pixels: Tensor, ratio: float) -> None:
+        """Shift the selector's scores so that ``"threshold"`` keeps a share of the patches of pixels [B, 3, S, S].
+
+        A selector that has not learnt for long knows which patches matter more, but is content to keep each with a
+        chance near the ratio that was asked for; then a threshold of one half keeps none. The order stays as it is.
+
+        Raises:
+            ConfigError: pixels of another shape, or a ratio outside (0, 1).
+        """
+        if not 0 < ratio < 1:
+            raise ConfigError(f"expected a ratio between 0 and 1, the share of patches to keep, got {ratio}")
+        self._check(pixels)
+        scores = self.in_equal_pieces(lambda x: self._scores(self._features(x)), pixels, self._pixels_each)
+        shift = (scores[..., 0] - scores[..., 1]).double().quantile(1 - ratio).to(scores.dtype) / 2
+        bias = cast(Selector, self.selector).to_scores.bias
+        bias += torch.stack([-shift, shift])
 
     def _rule(self, kind: SelectionKind | None, tokens: int | None, generator: torch.Generator | None) -> Rule:
         kind = self.selection if kind is None else kind

@@ -101,6 +101,30 @@ def test_topk_keeps_exactly_the_likeliest_and_of_equals_the_first(tiny):
             assert (kept >= probability.masked_fill(selection.keep, -1).amax(dim=1)).all()
 
 
+@pytest.mark.parametrize("ratio", [0.1, 1 / 3, 0.8])
+def test_calibrated_the_threshold_keeps_the_wanted_share_in_the_order_there_was(ratio):
+    torch.manual_seed(2)
+    tokenizer, images = build(pixels=False).eval(), pictures(12)
+    order = tokenizer.keep_probability(images).flatten().argsort(stable=True)
+    tokenizer.calibrate(images, ratio)
+    likely = tokenizer.keep_probability(images).flatten()
+    assert (likely >= 0.5).float().mean().item() == pytest.approx(ratio, abs=2 / likely.numel())
+    # The order of patches is as before, but for roundings of equals.
+    assert (likely[order].diff() > -1e-6).all()
+    for wrong in (0.0, 1.0, -1.0):
+        with pytest.raises(ConfigError, match="between 0 and 1"):
+            tokenizer.calibrate(images, wrong)
+
+
+def test_a_frozen_selector_decides_in_training_as_in_eval(tiny):
+    torch.manual_seed(2)
+    tokenizer, images = build(pixels=False).train(), pictures(3)
+    tokenizer.selector.requires_grad_(False)
+    keep = tokenizer(images).statistics["keep"]
+    assert torch.equal(keep.bool(), tokenizer.select(images).keep)
+    assert not keep.requires_grad
+
+
 def test_gumbel_samples_the_keep_probability():
     likely = torch.tensor([0.1, 0.5, 0.8]).repeat(100_000, 1)
     scores = torch.stack([likely, 1 - likely], dim=-1).log()

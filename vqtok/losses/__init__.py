@@ -9,7 +9,6 @@ from vqtok.losses.adversarial import LeCam as LeCam
 from vqtok.losses.adversarial import adaptive_weight as adaptive_weight
 from vqtok.losses.adversarial import r1_penalty as r1_penalty
 from vqtok.losses.features import cosine_feature_loss as cosine_feature_loss
-from vqtok.losses.features import keep_certainty_loss as keep_certainty_loss
 from vqtok.losses.features import keep_ratio_loss as keep_ratio_loss
 from vqtok.losses.logit_laplace import logit_laplace as logit_laplace
 from vqtok.losses.logit_laplace import logit_laplace_pixels as logit_laplace_pixels

@@ -42,22 +42,3 @@ def keep_ratio_loss(keep: Tensor, ratio: float) -> Tensor:
     if not 0 <= ratio <= 1:
         raise ConfigError(f"expected ratio in [0, 1], the share of positions to keep, got {ratio}")
     return (ratio - at_least_float32(keep).mean(dim=-1)).square().mean()
-
-
-def keep_certainty_loss(probability: Tensor) -> Tensor:
-    """Return the mean entropy, in nats, of decisions to keep a patch or to drop it.
-
-    Not of LaVIT's paper. A selector that learns but for a short time is content to keep every patch with the chance
-    that `keep_ratio_loss` asks for, and then a threshold keeps all of them or none: with a small weight this makes it
-    decide.
-
-    Args:
-        probability: float [...], in [0, 1].
-
-    >>> import torch
-    >>> [round(keep_certainty_loss(torch.tensor([p, p])).item(), 4) for p in (0.5, 1.0)]
-    [0.6931, 0.0]
-    """
-    # Clamped where a slope would be infinite.
-    p = at_least_float32(probability).clamp(1e-6, 1 - 1e-6)
-    return -(p * p.log() + (1 - p) * (1 - p).log()).mean()
