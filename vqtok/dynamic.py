@@ -102,8 +102,9 @@ class DynamicTokenizer(ImageTokenizer):
         """Select, merge, quantize and decode pixels [B, 3, S, S] with gradients, for training.
 
         In training mode the selection is a sample, with the straight-through gradient of its Gumbel-softmax; in eval
-        mode, and where the selector is frozen (``selector.requires_grad_(False)``), it is the threshold's. What reaches the selector: attention in merger and feature decoder is weighted with
-        the selection, whose numbers are exactly 1 and 0, so values are those of `encode` and `decode`.
+        mode, and where the selector is frozen (``selector.requires_grad_(False)``), it is the threshold's. What reaches
+        the selector: attention in merger and feature decoder is weighted with the selection, whose numbers are exactly
+        1 and 0, so values are those of `encode` and `decode`.
 
         Returns:
             quantized: of the kept patches, vectors [T, D]; with ``quantize`` off, latents themselves and no losses.
