@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok import streaming
-from vqtok.errors import ConfigError, MismatchError
-from vqtok.image_tokenizer import ImageTokenizer
+from vqtok.errors import ConfigError
+from vqtok.grid import GridTokenizer
 from vqtok.images import PreprocessSpec
 from vqtok.networks import Vqvae2Network
 from vqtok.quantizers.levels import LevelsQuantizer, to_cells, unpack_levels
-from vqtok.types import Reconstruction, TokenGrid, Tokens
+from vqtok.types import Reconstruction
 
 
-class HierarchicalTokenizer(ImageTokenizer):
+class HierarchicalTokenizer(GridTokenizer):
     """A grid tokenizer of two levels: of H x W pixels H / f x W / f positions, each of 1 + r^2 codes.
 
     The first code of a position is the top level's, the others are the bottom level's of its r x r cell, row by row.
@@ -47,6 +45,16 @@ class HierarchicalTokenizer(ImageTokenizer):
         """The quantizer, as what it is."""
         return cast(LevelsQuantizer, self.quantizer)
 
+    @property
+    def encoder_reach(self) -> int | None:
+        """How many pixels beyond its own cell a code depends on."""
+        return self.network.encoder_reach
+
+    @property
+    def decoder_reach(self) -> int | None:
+        """How many positions beyond its own a pixel depends on."""
+        return self.network.decoder_reach
+
     def forward(self, pixels: Tensor) -> Reconstruction:
         """Encode, quantize and decode pixels [B, 3, H, W] with gradients, for training."""
         features = self._features(pixels)
@@ -63,40 +71,6 @@ class HierarchicalTokenizer(ImageTokenizer):
         top = self._top(features)
         vectors = self.levels.top.decode(self.levels.top.encode(top))
         return torch.cat([top.unsqueeze(3), self._bottom_cells(features, vectors)], dim=3).flatten(3)
-
-    @torch.no_grad()
-    def encode(self, pixels: Tensor) -> TokenGrid:
-        """Return the codes int64 [B, h, w, Q] of pixels float [B, 3, H, W] in the model's own range.
-
-        Raises:
-            ConfigError: another shape, or H or W is no multiple of ``factor``.
-            NonFiniteLatents: the encoder gave NaN or infinity.
-        """
-        self.check_pixels(pixels)
-        ids = self.in_equal_pieces(self.encode_pixels, pixels.float(), pixels.shape[2] * pixels.shape[3])
-        return TokenGrid(ids, self.vocab_size)
-
-    @torch.no_grad()
-    def decode(self, tokens: TokenGrid) -> Tensor:
-        """Return pixels float32 [B, 3, H, W], in the model's own range, of ids int64 [B, h, w, Q].
-
-        Raises:
-            ConfigError: ids of another dtype or shape, or outside the vocabulary.
-            MismatchError: tokens of another vocabulary.
-        """
-        ids = tokens.ids
-        self.check_ids(ids, tokens.vocab_size)
-        if ids.ndim != 4 or 0 in ids.shape[1:3] or ids.shape[3] != self.quantizer.codebooks:
-            raise ConfigError(f"expected ids int64 [B, h, w, {self.quantizer.codebooks}], got {[*ids.shape]}")
-        return self.in_equal_pieces(self.decode_ids, ids, ids.shape[1] * ids.shape[2] * self.factor**2)
-
-    def encode_pixels(self, pixels: Tensor) -> Tensor:
-        """Return the codes int64 [B, h, w, Q] of pixels in one piece: for compilers and exporters."""
-        return self.quantizer.encode(self.latents(pixels))
-
-    def decode_ids(self, ids: Tensor) -> Tensor:
-        """Return the pixels of codes in one piece: the counterpart of `encode_pixels`."""
-        return self.decode_vectors(self.quantizer.decode(ids))
 
     def decode_vectors(self, vectors: Tensor) -> Tensor:
         """Return pixels float32 [B, 3, H, W] of codebook vectors [B, h, w, Q * D]; the counterpart of `latents`."""
@@ -121,19 +95,3 @@ class HierarchicalTokenizer(ImageTokenizer):
         with self.autocast():
             latents = self.network.bottom_latents(features, top.permute(0, 3, 1, 2))
         return to_cells(latents.float().permute(0, 2, 3, 1), self.levels.ratio)
-
-    def tokenize_pixels(self, pixels: Tensor) -> list[streaming.Row]:
-        """Return what `encode` gives of pixels float [B, 3, H, W], image by image."""
-        return [streaming.grid_row(ids) for ids in self.encode(pixels).ids.cpu().numpy()]
-
-    def detokenize_rows(self, tokens: Tokens) -> Tensor:
-        """Return what `decode` gives of tokens of images whose grids are equal."""
-        return self.decode(TokenGrid(torch.from_numpy(np.asarray(tokens)), tokens.vocab_size))
-
-    def check_tokens(self, tokens: Tokens) -> None:
-        """Raise MismatchError unless the tokens can be this model's; without a fingerprint, shapes must do."""
-        self.check_origin(tokens)
-        codes = self.quantizer.codebooks
-        full = (np.diff(tokens.offsets) == tokens.grids.prod(axis=1)) & (tokens.grids[:, 0] == codes)
-        if not full.all() or (-(-tokens.sizes // self.factor) != tokens.grids[:, 1:]).any():
-            raise MismatchError(f"expected grids of {codes} tokens for {self.factor} x {self.factor} pixels")

@@ -1,6 +1,6 @@
 """The nouns: what quantizers, tokenizers and token files hand to each other.
 
-Tensor level (torch): `Quantized`, `Reconstruction`, `TokenGrid`, `TokenRuns`.
+Tensor level (torch): `Quantized`, `Reconstruction`, `TokenGrid`, `TokenRuns`, `Selection`.
 File level (numpy, so that reading a token file needs no torch): `Tokens`.
 """
 
@@ -95,6 +95,24 @@ class TokenRuns:
     ids: Tensor
     lengths: Tensor
     vocab_size: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """Which patches of a batch a dynamic tokenizer keeps.
+
+    Attributes:
+        keep: bool [B, N], patches row by row from the top; at least one of each image.
+        lengths: int64 [B], how many are kept: tokens of each image.
+
+    >>> import torch
+    >>> keep = torch.tensor([[True, False, True]])
+    >>> Selection(keep, lengths=keep.sum(dim=1)).lengths.tolist()
+    [2]
+    """
+
+    keep: Tensor
+    lengths: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)

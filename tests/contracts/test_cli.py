@@ -66,6 +66,18 @@ def test_photo_to_tokens_to_photo(tmp_path):
     assert only(tmp_path) == ["a.png", "a.vqt"]
 
 
+def test_tiles_give_the_same_tokens_and_are_recorded(tmp_path):
+    assert run("tokenize", PHOTO, "-o", "whole.vqt", cwd=tmp_path).returncode == 0
+    done = run("tokenize", PHOTO, "-o", "tiled.vqt", "--tile", "200", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, b""), done.stderr.decode()
+    assert b"whole image" not in done.stderr, "this model is local"
+    whole, tiled = (vqtok.load_tokens(tmp_path / name) for name in ("whole.vqt", "tiled.vqt"))
+    assert np.array_equal(whole.ids, tiled.ids)
+    assert tiled.record["execution"]["tile"] == 200
+    refused = run("tokenize", PHOTO, "-o", "run/", "--tile", "200", cwd=tmp_path)
+    assert (refused.returncode, b"whose images go whole" in refused.stderr) == (2, True)
+
+
 def test_a_pipe_there_and_back(tmp_path):
     source = image(tmp_path / "a.png").read_bytes()
     there = run("tokenize", "-", "-o", "-", stdin=source)

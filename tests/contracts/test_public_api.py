@@ -12,24 +12,39 @@ import vqtok
 import vqtok.benchmarks
 
 PUBLIC = {
+    "BinarySphericalQuantizer": None,
+    "DynamicTokenizer": None,
     "EmaQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2', *, decay: 'float' = 0.99, "
-    "epsilon: 'float' = 1e-05, revive_below: 'float' = 0.0, kmeans_iterations: 'int' = 0) -> 'None'",
+    "epsilon: 'float' = 1e-05, revive_below: 'float' = 0.0, kmeans_iterations: 'int' = 0, "
+    "gradient: 'Gradient' = 'straight-through') -> 'None'",
+    "FiniteScalarQuantizer": None,
+    "GumbelQuantizer": None,
+    "HierarchicalTokenizer": None,
     "ImageTokenizer": None,
+    "IndexBackpropagationQuantizer": None,
+    "LookupFreeQuantizer": None,
     "PreprocessSpec": None,
+    "ProductQuantizer": None,
     "Quantized": "(vectors: 'Tensor', codes: 'Tensor', losses: 'Mapping[str, Tensor]') -> None",
     "Quantizer": None,
     "Reconstruction": "(pixels: 'Tensor', quantized: 'Quantized', "
     "statistics: 'Mapping[str, Tensor]' = <factory>) -> None",
+    "ResidualQuantizer": None,
+    "Selection": None,
+    "SimQuantizer": None,
     "TokenGrid": "(ids: 'Tensor', vocab_size: 'int') -> None",
     "TokenRuns": "(ids: 'Tensor', lengths: 'Tensor', vocab_size: 'int') -> None",
     "Tokenizer": "(encoder: 'nn.Module', quantizer: 'Quantizer', decoder: 'nn.Module', "
     "preprocess: 'PreprocessSpec', output: 'Output' = 'pixels') -> 'None'",
     "Tokens": None,
-    "VectorQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2') -> 'None'",
+    "VectorQuantizer": "(dim: 'int', vocab_size: 'int', metric: 'Metric' = 'l2', *, unit_latents: 'bool' = False, "
+    "unit_vectors: 'bool' = False, gradient: 'Gradient' = 'straight-through', penalties: 'Sequence[Penalty]' = (), "
+    "entropy_temperature: 'float' = 0.01) -> 'None'",
     "VqtokError": None,
     "build": "(preset: 'str', **options: 'Any') -> 'ImageTokenizer'",
     "load": "(model: 'str | os.PathLike[str] | None' = None, *, device: 'str | torch.device' = 'cpu', "
-    "precision: 'Precision' = 'float32') -> 'ImageTokenizer'",
+    "precision: 'Precision' = 'float32', family: 'str | None' = None, "
+    "config: 'str | os.PathLike[str] | Mapping[str, Any] | None' = None) -> 'ImageTokenizer'",
     "load_tokens": "(path: '_PathLike') -> 'Tokens'",
     "ops": None,
     "save_tokens": None,

@@ -7,6 +7,7 @@ import torch
 import vqtok
 from vqtok import EmaQuantizer, VectorQuantizer, images
 from vqtok.errors import ConfigError, MismatchError
+from vqtok.evaluation.codebooks import codebooks_of
 from vqtok.hierarchy import HierarchicalTokenizer
 from vqtok.images import PreprocessSpec
 from vqtok.networks import Vqvae2Network
@@ -188,6 +189,21 @@ def test_codes_do_not_depend_on_the_batch(tiny):
     assert tiny.decode(TokenGrid(ids[:0], 32)).shape == (0, 3, 40, 56)
 
 
+def test_networks_always_see_one_number_of_images(tiny):
+    """So that no code can depend on how many images came together."""
+    seen = []
+    length = tiny.micro_batch(40 * 56)
+    handles = [
+        module.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        for module in (tiny.network.encode_bottom, tiny.network.decode_both)
+    ]
+    for batch in (1, length, length + 1):
+        tiny.decode(tiny.encode(pixels(batch, 40, 56)))
+    for handle in handles:
+        handle.remove()
+    assert seen == [length] * 8
+
+
 def test_images_go_through_a_token_file_and_come_back(tiny, tmp_path):
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((30, 50), (8, 8))]
@@ -267,6 +283,13 @@ def test_fingerprints_follow_both_codebooks_and_nothing_that_only_training_reads
         assert now["codebook"] != first["codebook"]
         assert now["model"] != first["model"]
         first = now
+
+
+def test_its_codebooks_are_found_for_inspection(tiny):
+    found = codebooks_of(tiny)
+    assert [*found] == ["quantizer.top", "quantizer.bottom"]
+    for rows, level in zip(found.values(), (tiny.quantizer.top, tiny.quantizer.bottom), strict=True):
+        assert np.array_equal(rows, level.codebook.detach().numpy())
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -1,13 +1,28 @@
 """Laws of the encoders and decoders."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import vqtok
-from vqtok.networks import ConvDecoder, ConvEncoder, SmallDecoder, SmallEncoder
+from vqtok.networks import (
+    ConvDecoder,
+    ConvEncoder,
+    Emu3Decoder,
+    Emu3Encoder,
+    Magvit2Decoder,
+    Magvit2Encoder,
+    MaskgitDecoder,
+    MaskgitEncoder,
+    SmallDecoder,
+    SmallEncoder,
+)
 from vqtok.networks.conv import Attention, Downsample, Normalize, ResidualBlock, Upsample
+from vqtok.networks.magvit2 import AdaptiveNorm, DepthToSpace
+from vqtok.networks.titok import PixelPatches
 from vqtok.presets import PRESETS
 
 SMALL = {"channels": (8, 16, 24), "residual_blocks": (1, 0, 2), "dim": 4}
@@ -19,9 +34,14 @@ CONV = {
     "z_channels": 16,
     "dim": 4,
 }
+PLAIN = {"channels": 32, "multipliers": (1, 2, 2), "residual_blocks": 1, "dim": 4}
+EMU3 = {**PLAIN, "attention_levels": (2,), "z_channels": 4, "heads": 2, "frames": 4}
 PAIRS = {
     "small": (lambda: SmallEncoder(**SMALL), lambda: SmallDecoder(**SMALL), 8),
     "conv": (lambda: ConvEncoder(**CONV), lambda: ConvDecoder(**CONV), 4),
+    "maskgit": (lambda: MaskgitEncoder(**PLAIN), lambda: MaskgitDecoder(**PLAIN), 4),
+    "magvit2": (lambda: Magvit2Encoder(**PLAIN), lambda: Magvit2Decoder(**PLAIN), 4),
+    "emu3": (lambda: Emu3Encoder(**EMU3), lambda: Emu3Decoder(**EMU3), 4),
 }
 
 
@@ -78,6 +98,56 @@ def test_upsampling_repeats_each_position_before_the_convolution():
     x = torch.randn(1, 32, 3, 4)
     repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(up(x), up.conv(repeated))
+
+
+def test_depth_to_space_gives_each_quarter_of_the_channels_a_corner():
+    up = DepthToSpace(3)
+    x = torch.randn(2, 3, 4, 5)
+    corners, whole = up.conv(x), up(x)
+    for i, j in itertools.product(range(2), range(2)):
+        quarter = (2 * i + j) * 3
+        assert torch.equal(whole[:, :, i::2, j::2], corners[:, quarter : quarter + 3])
+
+
+def test_patches_are_laid_out_by_row_column_and_colour():
+    head = PixelPatches(8, patch=2)
+    nn.init.dirac_(head.conv_out.weight)
+    nn.init.zeros_(head.conv_out.bias)
+    x = torch.randn(2, 8, 3, 4)
+    patches, pixels = head.to_patch(x), head(x)
+    for i, j, c in itertools.product(range(2), range(2), range(3)):
+        torch.testing.assert_close(pixels[:, c, i::2, j::2], patches[:, (2 * i + j) * 3 + c])
+
+
+def test_an_adaptive_norm_has_the_spread_and_mean_of_the_latents():
+    norm = AdaptiveNorm(32, dim=4)
+    x, latents = torch.randn(2, 32, 6, 6), torch.randn(2, 4, 3, 5)
+    flat = latents.double().flatten(2).numpy()
+    spread = torch.from_numpy((flat.var(axis=2, ddof=1) + 1e-6) ** 0.5).float()
+    mean = torch.from_numpy(flat.mean(axis=2)).float()
+    expected = norm.scale(spread)[..., None, None] * F.group_norm(x, 32, eps=1e-6) + norm.shift(mean)[..., None, None]
+    torch.testing.assert_close(norm(x, latents), expected, rtol=0, atol=2e-5)
+    assert norm(x, latents[..., :1, :1]).isfinite().all()
+
+
+def test_an_image_is_a_clip_whose_frames_are_equal():
+    """The publisher's way: the image repeated, every frame through the network; the first of all decoded frames."""
+    decoder = Emu3Decoder(**EMU3).eval()
+    latents = torch.randn(1, 4, 3, 5)
+    both = torch.cat((decoder.from_latents(latents[:, :, None]), latents[:, :, None]))
+    for block in decoder.over_frames:
+        both = block(both)
+    for split in decoder.splits:
+        both = F.silu(split(F.interpolate(both, scale_factor=(2.0, 1.0, 1.0))))
+    assert both.shape[2] == 4
+    x, vectors = (part.transpose(1, 2).flatten(0, 1) for part in both.chunk(2))
+    x = decoder.conv_in(x)
+    for part in decoder.middle:
+        x = part(x, vectors)
+    for level, upsample in zip(reversed(decoder.levels), reversed(decoder.upsamples), strict=True):
+        x = upsample(level(x, vectors))
+    frames = decoder.conv_out(F.silu(decoder.norm_out(x, vectors)))
+    torch.testing.assert_close(decoder(latents), frames[:1], rtol=0, atol=2e-5)
 
 
 def test_attention_is_softmax_of_scaled_products_over_all_positions():

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -75,7 +76,9 @@ def latents_of(quantizer: Quantizer, *shape: int) -> torch.Tensor:
 
 def test_every_class_has_a_row():
     classes = {type(make()).__name__ for make in QUANTIZERS.values()}
-    assert classes == {name for name in vars(quantizers) if name.endswith("Quantizer")} - {"Quantizer"}
+    # Levels lie on a grid: their laws are those of tests/laws/test_hierarchy.py.
+    there = {name for name in vars(quantizers) if name.endswith("Quantizer")} - {"Quantizer", "LevelsQuantizer"}
+    assert classes == there
 
 
 @every_quantizer
@@ -264,3 +267,29 @@ def test_compiled_it_is_one_graph_that_gives_the_same(make):
 def test_public_names_are_the_classes():
     assert vqtok.VectorQuantizer is VectorQuantizer
     assert vqtok.EmaQuantizer is EmaQuantizer
+
+
+def test_one_side_alone_is_normalised():
+    """LaVIT compares unit latents with raw rows, and hands those out; transformers' Janus hands out unit rows alone.
+
+    That a vector's code is the row it came from does not hold for these two, so they are no rows of QUANTIZERS.
+    """
+    torch.manual_seed(0)
+    latents, rows = 3 * torch.randn(40, 6), torch.randn(31, 6)
+    z, e = latents.double().numpy(), rows.double().numpy()
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    nearest = lambda z: ((z[:, None] - e) ** 2).sum(-1).argmin(1)  # noqa: E731
+    lavit, janus = (VectorQuantizer(6, 31, **{name: True}) for name in ("unit_latents", "unit_vectors"))
+    lavit.codebook.data, janus.codebook.data = rows.clone(), rows.clone()
+    assert (nearest(z) != nearest(unit(z))).any()
+    assert np.array_equal(lavit.encode(latents).numpy(), nearest(unit(z)))
+    assert np.array_equal(janus.encode(latents).numpy(), nearest(z))
+    assert torch.equal(lavit.decode(lavit.encode(latents)), rows[nearest(unit(z))])
+    vectors = janus.decode(janus.encode(latents)).detach().numpy()
+    np.testing.assert_allclose(vectors, unit(e)[nearest(z)], rtol=0, atol=1e-7)
+    for quantizer in (lavit.eval(), janus.eval()):
+        out = quantizer(latents)
+        assert torch.equal(out.codes, quantizer.encode(latents))
+        assert torch.equal(out.vectors, quantizer.decode(out.codes))
+    with pytest.raises(ConfigError, match="cosine normalises both"):
+        VectorQuantizer(6, 31, "cosine", unit_latents=True)

@@ -10,8 +10,10 @@ from vqtok import VectorQuantizer
 from vqtok.hierarchy import HierarchicalTokenizer
 from vqtok.images import PreprocessSpec
 from vqtok.networks import DvaeDecoder, DvaeEncoder, Vqvae2Network
+from vqtok.quantizers import Quantizer
 from vqtok.quantizers.levels import LevelsQuantizer, unpack_levels
-from vqtok.types import TokenGrid
+from vqtok.tokenizer import Tokenizer
+from vqtok.types import Quantized, TokenGrid
 
 PUBLISHED = Path(__file__).parents[1] / "golden" / "published"
 
@@ -100,20 +102,48 @@ DVAE = {
 }
 
 
-def test_the_dvae_has_the_published_logits_codes_and_pixels():
-    data = numbers("openai_dvae")
+class Argmax(Quantizer):
+    """Codes are the largest logits; vectors are rows of a codebook."""
+
+    def __init__(self, codebook: torch.Tensor) -> None:
+        super().__init__()
+        self.codebook = torch.nn.Parameter(codebook)
+        self.vocab_size, self.dim = codebook.shape
+        self.latent_dim = self.vocab_size
+
+    def encode(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents.argmax(dim=-1)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.codebook[codes]
+
+    def forward(self, latents: torch.Tensor) -> Quantized:
+        codes = self.encode(latents)
+        return Quantized(self.decode(codes), codes, {})
+
+
+def dvae() -> Tokenizer:
     options = {"channels": 12, "multipliers": (1, 2, 4, 8), "residual_blocks": 2}
     encoder = DvaeEncoder(**options, dim=256)
     encoder.load_state_dict(renamed(weights("openai_dvae/encoder_state_dict.pt"), DVAE))
     state = renamed(weights("openai_dvae/decoder_state_dict.pt"), DVAE)
     codebook = state.pop("conv_in.weight")[:, :, 0, 0].T  # the publisher's first convolution, of a one-hot map
+    state["bias"] = state.pop("conv_in.bias")
     decoder = DvaeDecoder(**options, dim=24)
-    decoder.load_state_dict(state | {"bias": state.pop("conv_in.bias")})
+    decoder.load_state_dict(state)
+    spec = PreprocessSpec(multiple=8, low=0.1, high=0.9)
+    return Tokenizer(encoder, Argmax(codebook.contiguous()), decoder, spec, output="logit-laplace").eval()
+
+
+def test_the_dvae_has_the_published_logits_codes_and_pixels():
+    tokenizer, data = dvae(), numbers("openai_dvae")
     with torch.no_grad():
-        logits = encoder(data["input"])
-        decoded = decoder(codebook[data["indices"]].permute(0, 3, 1, 2))
-    assert torch.equal(logits.argmax(dim=1), data["indices"])
-    torch.testing.assert_close(logits, data["logits"], rtol=0, atol=8.8e-4)
+        logits = tokenizer.latents(data["input"])
+        out = tokenizer(data["input"])
+    grid = tokenizer.encode(data["input"])
+    assert torch.equal(grid.ids, data["indices"])
+    torch.testing.assert_close(logits, channels_last(data["logits"]), rtol=0, atol=8.8e-4)
+    decoded = torch.cat([out.statistics["mean"], out.statistics["log_scale"]], dim=1)
     torch.testing.assert_close(decoded, data["decoded"], rtol=0, atol=7.4e-5)
-    pixels = (decoded[:, :3].sigmoid() - 0.1) / 0.8  # from the model's own range 0.1..0.9
+    pixels = (tokenizer.decode(grid) - 0.1) / 0.8  # from the model's own range 0.1..0.9
     torch.testing.assert_close(pixels.clamp(0, 1), data["decoded_pixels"], rtol=0, atol=1.3e-5)

@@ -9,8 +9,24 @@ from pydantic import Field, model_validator
 from torch import nn
 from typing_extensions import Self
 
-from vqtok.architecture.section import Blocks, Section, Width
-from vqtok.networks import AbsentDecoder, ConvDecoder, ConvEncoder, SmallDecoder, SmallEncoder
+from vqtok.architecture.section import Blocks, Heads, Section, Width
+from vqtok.networks import (
+    AbsentDecoder,
+    ConvDecoder,
+    ConvEncoder,
+    DvaeDecoder,
+    DvaeEncoder,
+    Emu3Decoder,
+    Emu3Encoder,
+    MaskgitDecoder,
+    MaskgitEncoder,
+    SmallDecoder,
+    SmallEncoder,
+    TitokDecoder,
+    TitokEncoder,
+    VitDecoder,
+    VitEncoder,
+)
 
 
 class SmallNetwork(Section):
@@ -70,11 +86,197 @@ class AbsentNetwork(Section):
     factor: Width
 
 
-Network = Annotated[SmallNetwork | ConvNetwork | AbsentNetwork, Field(discriminator="type")]
+class MaskgitNetwork(Section):
+    """Arguments of `MaskgitEncoder` and `MaskgitDecoder`."""
 
-ENCODERS: dict[str, Callable[..., nn.Module]] = {"small": SmallEncoder, "conv": ConvEncoder}
+    type: Literal["maskgit"] = "maskgit"
+    channels: Annotated[int, Field(ge=1, le=1 << 12)] = 128
+    multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=16)]
+    residual_blocks: Annotated[Blocks, Field(ge=1)] = 2
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse widths that cannot be cut into 32 groups."""
+        if any(self.channels * multiplier % 32 for multiplier in (1, *self.multipliers)):
+            raise ValueError("expected widths that are multiples of 32")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class Emu3Network(Section):
+    """Arguments of `Emu3Encoder` and `Emu3Decoder`."""
+
+    type: Literal["emu3"] = "emu3"
+    channels: Annotated[int, Field(ge=32, le=1 << 12, multiple_of=32)] = 256
+    multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=16)]
+    residual_blocks: Annotated[Blocks, Field(ge=1)] = 2
+    attention_levels: Annotated[tuple[Annotated[int, Field(ge=0, lt=16)], ...], Field(max_length=16)]
+    z_channels: Width = 4
+    heads: Heads = 1
+    frames: Annotated[int, Field(ge=1, le=64)] = 4
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class TitokNetwork(Section):
+    """Arguments of `TitokEncoder`."""
+
+    type: Literal["titok"] = "titok"
+    width: Width
+    depth: Blocks
+    heads: Heads
+    patch: Annotated[int, Field(ge=1, le=1 << 10)]
+    size: Annotated[int, Field(ge=1, le=1 << 12)]
+    tokens: Width
+    legacy: bool = False
+
+    @property
+    def factor(self) -> int:
+        """Pixels, each way, of the one size that images have."""
+        return self.size
+
+
+class TitokDecoderNetwork(Section):
+    """Arguments of `TitokDecoder`."""
+
+    type: Literal["titok-decoder"] = "titok-decoder"
+    width: Width
+    depth: Blocks
+    heads: Heads
+    patch: Annotated[int, Field(ge=1, le=1 << 10)]
+    size: Annotated[int, Field(ge=1, le=1 << 12)]
+    tokens: Width
+    pixel_codes: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    pixel_dim: Width = 256
+    pixel_channels: Annotated[int, Field(ge=32, le=1 << 12, multiple_of=32)] = 128
+    pixel_multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=16)] = (
+        1, 1, 2, 2, 4,
+    )  # fmt: skip
+    pixel_blocks: Annotated[Blocks, Field(ge=1)] = 2
+
+    @property
+    def factor(self) -> int:
+        """Pixels, each way, of the one size that images have."""
+        return self.size
+
+
+class DvaeNetwork(Section):
+    """Arguments of `DvaeEncoder` and `DvaeDecoder`."""
+
+    type: Literal["dvae"] = "dvae"
+    channels: Annotated[int, Field(ge=4, le=1 << 12, multiple_of=4)] = 256
+    multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=16)]
+    residual_blocks: Annotated[Blocks, Field(ge=1)] = 2
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class Vqvae2NetworkSection(Section):
+    """Arguments of `Vqvae2Network`."""
+
+    type: Literal["vqvae2"] = "vqvae2"
+    channels: Annotated[Width, Field(multiple_of=2)] = 128
+    residual_blocks: Blocks = 2
+    residual_channels: Width = 32
+
+    @property
+    def factor(self) -> int:
+        """Pixels a top latent, each way."""
+        return 8
+
+
+class VitNetwork(Section):
+    """Arguments of `VitEncoder` and `VitDecoder`."""
+
+    type: Literal["vit"] = "vit"
+    width: Annotated[Width, Field(multiple_of=4)]
+    depth: Blocks
+    heads: Heads
+    mlp_width: Width
+    patch: Annotated[int, Field(ge=1, le=1 << 10)]
+    head_dim: Width = 64
+    activation: Literal["tanh", "gelu"] = "tanh"
+    tanh_head: Width | None = None
+    positions: Literal["sincos", "stored"] = "sincos"
+    grid: tuple[Width, Width] | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse a stored table of no grid, and a grid of no table."""
+        if (self.positions == "stored") != (self.grid is not None):
+            raise ValueError("expected a grid exactly where positions are 'stored'")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return self.patch
+
+
+class TeacherSection(Section):
+    """Arguments of `EvaVit`, but for the image's size: a dynamic tokenizer's features."""
+
+    type: Literal["eva"] = "eva"
+    width: Annotated[Width, Field(multiple_of=4)]
+    depth: Blocks
+    heads: Heads
+    mlp_width: Width
+    epsilon: Annotated[float, Field(gt=0, lt=1)] = 1e-6
+
+
+class TransformerSection(Section):
+    """Arguments of `Merger` and `FeatureDecoder`, but for the width, which is the teacher's."""
+
+    depth: Blocks
+    heads: Heads
+    mlp_width: Width
+
+
+class MergerSection(TransformerSection):
+    """Arguments of `Merger`, but for the width, which is the teacher's."""
+
+    leak: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+Network = Annotated[
+    SmallNetwork
+    | ConvNetwork
+    | MaskgitNetwork
+    | Emu3Network
+    | TitokNetwork
+    | TitokDecoderNetwork
+    | DvaeNetwork
+    | VitNetwork
+    | AbsentNetwork,
+    Field(discriminator="type"),
+]
+
+ENCODERS: dict[str, Callable[..., nn.Module]] = {
+    "small": SmallEncoder,
+    "conv": ConvEncoder,
+    "maskgit": MaskgitEncoder,
+    "emu3": Emu3Encoder,
+    "titok": TitokEncoder,
+    "dvae": DvaeEncoder,
+    "vit": VitEncoder,
+}
 DECODERS: dict[str, Callable[..., nn.Module]] = {
     "small": SmallDecoder,
     "conv": ConvDecoder,
+    "maskgit": MaskgitDecoder,
+    "emu3": Emu3Decoder,
+    "titok-decoder": TitokDecoder,
+    "dvae": DvaeDecoder,
+    "vit": VitDecoder,
     "absent": AbsentDecoder,
 }

@@ -16,9 +16,14 @@ from vqtok.errors import VqtokError, escape, out_of_memory
 
 # Name, and what it does: the help of the group must not import the subcommands.
 COMMANDS = {
-    "tokenize": "Turn images into tokens.",
+    "tokenize": "Turn images into tokens: one file, or a run folder of shards that can be resumed.",
     "detokenize": "Turn tokens back into images.",
     "reconstruct": "Show what the tokens keep of an image: a side-by-side picture with the numbers under it.",
+    "status": "Say how far a run is, what failed, and what to do next.",
+    "verify": "Check that a run or a token file is whole; tokenize again and compare.",
+    "retry": "Do again what is missing, damaged or failed in a run.",
+    "merge": "Put runs into one folder; make an index anew.",
+    "convert": "Turn a run or a token file into other formats, or other formats into token files.",
     "inspect": "Say what is in a token file or a model folder; draw the tokens.",
     "doctor": "Check this installation: versions, devices, backends, a self-test.",
     "bench": "Time vqtok beside other libraries, after checking that they give the same answers.",

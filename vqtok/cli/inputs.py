@@ -5,14 +5,13 @@ from __future__ import annotations
 import glob
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from vqtok.dataset.listing import match_pattern, walk_folder
+from vqtok.dataset.tars import IMAGE_SUFFIXES
 from vqtok.errors import ConfigError, InputError
 from vqtok.store.token_keys import path_key
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def expand(arguments: Sequence[str]) -> list[Input]:
             for path in _folder(argument):
                 found.append(Input(path_key(os.path.relpath(path, root) if root else path), path))
         elif argument != "-" and glob.has_magic(argument) and not os.path.lexists(argument):
-            found += [Input(path_key(path), path) for path in _pattern(argument)]
+            found += [Input(path_key(path), path) for path in match_pattern(argument)]
         else:
             found.append(Input(path_key(argument), argument))
     return found
@@ -66,24 +65,7 @@ def read_stdin(size: int = -1) -> bytes:
 
 
 def _folder(folder: str) -> list[str]:
-    real = os.path.realpath(folder)
-    # A folder that cannot be read stays on the list: it fails as an input of its own, so nothing is left out unseen.
-    closed: list[str] = []
-    walk = os.walk(folder, onerror=lambda error: closed.append(error.filename))
-    paths = [os.path.join(at, name) for at, _, names in walk for name in names]
-    images = [path for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES and _inside(path, real)]
-    if not images and not closed:
-        raise InputError(f"{folder}: expected images ({' '.join(sorted(IMAGE_SUFFIXES))}), found none in this folder")
-    return sorted(images + closed, key=os.fsencode)
-
-
-def _inside(path: str, real_folder: str) -> bool:
-    """Tell whether a path stays in its folder: a link out of it is not followed."""
-    return not os.path.islink(path) or os.path.realpath(path).startswith(real_folder + os.sep)
-
-
-def _pattern(pattern: str) -> Iterator[str]:
-    paths = sorted((p for p in glob.glob(pattern, recursive=True) if not os.path.isdir(p)), key=os.fsencode)
+    paths = [*walk_folder(folder)]
     if not paths:
-        raise InputError(f"{pattern}: expected files that match this pattern, found none")
-    return iter(paths)
+        raise InputError(f"{folder}: expected images ({' '.join(sorted(IMAGE_SUFFIXES))}), found none in this folder")
+    return paths

@@ -212,15 +212,14 @@ class ConvDecoder(nn.Module):
             Level(before, after, residual_blocks + 1, i in attention_levels, groups)
             for i, (after, before) in enumerate(pairwise(widths))
         )
-        self.upsamples = nn.ModuleList(Upsample(width) for width in widths[1:-1])
+        self.upsamples = nn.ModuleList((nn.Identity(), *(Upsample(width) for width in widths[1:-1])))
         self.norm_out = Normalize(widths[0], groups)
         self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents [B, dim, h, w]."""
         x = self.middle(self.conv_in(self.from_latents(latents)))
-        upsamples = (nn.Identity(), *self.upsamples)
-        for level, upsample in zip(reversed(self.levels), reversed(upsamples), strict=True):
+        for level, upsample in zip(reversed(self.levels), reversed(self.upsamples), strict=True):
             x = upsample(level(x))
         return self.conv_out(F.silu(self.norm_out(x)))
 

@@ -41,6 +41,11 @@ class Vqvae2Network(nn.Module):
     ) -> None:
         super().__init__()
         half = channels // 2
+        # See `vqtok.networks.reach`. A bottom latent sees the top's codes in residual_blocks + 2 cells, each of which
+        # sees 2 residual_blocks + 3 features beyond its own two, and these what two halvings and their blocks see.
+        features = 2 * (residual_blocks + 2) + 2 * residual_blocks + 3 + residual_blocks + 1
+        self.encoder_reach = 4 * features + 3
+        self.decoder_reach = (residual_blocks + 2) // 2 + 1
 
         def blocks() -> nn.Sequential:
             stack = (ResidualBlock(channels, residual_channels) for _ in range(residual_blocks))

@@ -6,6 +6,7 @@ from vqtok.quantizers.ema import EmaQuantizer as EmaQuantizer
 from vqtok.quantizers.finite_scalar import FiniteScalarQuantizer as FiniteScalarQuantizer
 from vqtok.quantizers.gumbel import GumbelQuantizer as GumbelQuantizer
 from vqtok.quantizers.index_backpropagation import IndexBackpropagationQuantizer as IndexBackpropagationQuantizer
+from vqtok.quantizers.levels import LevelsQuantizer as LevelsQuantizer
 from vqtok.quantizers.lookup_free import LookupFreeQuantizer as LookupFreeQuantizer
 from vqtok.quantizers.product import ProductQuantizer as ProductQuantizer
 from vqtok.quantizers.residual import ResidualQuantizer as ResidualQuantizer

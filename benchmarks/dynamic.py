@@ -1,0 +1,213 @@
+"""Train the tiny dynamic tokenizer on photographs, seeded, on the CPU, and show where it spends its tokens.
+
+python benchmarks/dynamic.py --photos corpus/train --validate corpus/val --json benchmarks/results/dynamic.json \
+    --picture docs/dynamic.png --plot docs/dynamic-curves.png
+
+First the teacher learns to fill in photographs with holes; then selector, merger and feature decoder learn without the
+quantizer (stage A); then the selector is calibrated and frozen, and the rest learns with the quantizer (stage B).
+"""
+
+# matplotlib is an extra.
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import vqtok
+from vqtok import images
+from vqtok.evaluation.token_maps import kept_positions, overlay
+from vqtok.losses import Objective, cosine_feature_loss, keep_ratio_loss, l2
+from vqtok.training.schedules import cosine_ramp
+
+RATIO = 1 / 3
+WEIGHTS = {"features": 1.0, "keep_ratio": 4.0, "commitment": 0.25, "l2": 3.0}
+Row = dict[str, float]
+
+
+def load_photos(folder: Path, side: int, limit: int | None = None) -> list[images.RGB]:
+    """Return photographs of a folder, scaled down to a short side."""
+    files = sorted(p for p in folder.rglob("*") if p.suffix in (".jpg", ".png", ".webp"))
+    chosen = np.random.default_rng(0).permutation(len(files))[:limit]
+    found = []
+    for i in tqdm(sorted(chosen), "photos", disable=None):
+        photo = Image.open(files[i]).convert("RGB")
+        scale = side / min(photo.size)
+        size = max(side, round(photo.width * scale)), max(side, round(photo.height * scale))
+        found.append(np.asarray(photo.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)))
+    return found
+
+
+class Batches:
+    """Random crops of photographs as pixels, half of them mirrored; the same for the same seed."""
+
+    def __init__(self, tokenizer: vqtok.DynamicTokenizer, photos: list[images.RGB], count: int, seed: int = 0) -> None:
+        self.spec, self.photos, self.count = tokenizer.spec, photos, count
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self) -> Tensor:
+        """Return float32 [count, 3, S, S]."""
+        return torch.from_numpy(np.stack([images.to_pixels(self._crop(), self.spec) for _ in range(self.count)]))
+
+    def _crop(self) -> images.RGB:
+        side, photo = self.spec.size or 0, self.photos[self.rng.integers(len(self.photos))]
+        top, left = (self.rng.integers(x - side + 1) for x in photo.shape[:2])
+        crop = photo[top : top + side, left : left + side]
+        return crop[:, ::-1] if self.rng.random() < 0.5 else crop
+
+
+def fit(
+    name: str, modules: list[nn.Module], loss: Callable[[], Mapping[str, Tensor]], steps: int, rate: float
+) -> Iterator[tuple[int, Row]]:
+    """Minimise the loss ``total``, and yield step and losses."""
+    parameters = [p for module in modules for p in module.parameters()]
+    optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.01)
+    for step in tqdm(range(steps), name, disable=None):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / 50) * cosine_ramp(step, start=1, end=0.02, steps=steps)
+        optimizer.zero_grad()
+        losses = loss()
+        losses["total"].backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        yield step + 1, {key: x.item() for key, x in losses.items()}
+
+
+def train_teacher(tokenizer: vqtok.DynamicTokenizer, batches: Batches, steps: int) -> None:
+    """Teach the features to tell the colours of every patch's quarters, though half of the patches are not seen."""
+    teacher, patch, side = tokenizer.features.requires_grad_(True), tokenizer.factor, tokenizer.side
+    head = nn.Linear(teacher(batches()).shape[2], 12)
+
+    def loss() -> Mapping[str, Tensor]:
+        pixels = batches()
+        seen = (torch.rand(len(pixels), 1, side, side) < 0.5).float()
+        holes = pixels * seen.repeat_interleave(patch, 2).repeat_interleave(patch, 3)
+        quarters = nn.functional.avg_pool2d(pixels, patch // 2)
+        target = nn.functional.pixel_unshuffle(quarters, 2).flatten(2).transpose(1, 2)
+        return {"total": l2(head(teacher(holes)), target)}
+
+    for step, row in fit("teacher", [teacher, head], loss, steps, 2e-3):
+        if step in (1, steps):
+            tqdm.write(f"teacher, step {step}: mean squared error of patches {row['total']:.4f}")
+    teacher.requires_grad_(False).eval()
+
+
+def train(tokenizer: vqtok.DynamicTokenizer, batches: Batches, photos: Tensor, quantize: bool, steps: int) -> list[Row]:
+    """Train a stage, without or with the quantizer; return the curve."""
+    tokenizer.quantize, objective = quantize, Objective(WEIGHTS)
+
+    def loss() -> Mapping[str, Tensor]:
+        pixels = batches()
+        made = tokenizer(pixels)
+        losses = {
+            "features": cosine_feature_loss(made.statistics["features"], made.statistics["target"]),
+            "keep_ratio": keep_ratio_loss(made.statistics["keep"], RATIO),
+            "l2": l2(made.pixels, pixels),
+            "commitment": pixels.new_zeros(()),
+            **made.quantized.losses,
+        }
+        return {"total": objective(losses).total, **losses}
+
+    curve: list[Row] = []
+    frozen = {"features", "selector"} if quantize else {"features"}
+    learnt = [x for name, x in tokenizer.named_children() if name not in frozen]
+    tokenizer.train()
+    for step, row in fit("B" if quantize else "A", learnt, loss, steps, 1e-3):
+        if step % 50 == 0:
+            curve.append({"stage": float(quantize), "step": step, **row, **measure(tokenizer, photos)})
+            tqdm.write(json.dumps({key: round(value, 3) for key, value in curve[-1].items()}))
+            tokenizer.train()
+    return curve
+
+
+@torch.no_grad()
+def measure(tokenizer: vqtok.DynamicTokenizer, pixels: Tensor) -> Row:
+    """Return what the deterministic tokenizer does on pixels [B, 3, S, S]."""
+    tokenizer.eval()
+    made = tokenizer(pixels)
+    likely = tokenizer.keep_probability(pixels)
+    runs = tokenizer.encode(pixels)
+    variance = local_variance(pixels, tokenizer.factor)
+    error = ((made.pixels.clamp(-1, 1) - pixels) / 2).square().mean(dim=(1, 2, 3))
+    return {
+        "one_minus_cosine": cosine_feature_loss(made.statistics["features"], made.statistics["target"]).item(),
+        "kept": runs.lengths.float().mean().item() / tokenizer.patches,
+        "fewest": runs.lengths.min().item(),
+        "most": runs.lengths.max().item(),
+        "usage": len(runs.ids.unique()) / tokenizer.vocab_size,
+        "correlation": correlation(likely, variance),
+        "correlation_of_log": correlation(likely, (variance + 1e-5).log()),
+        "psnr": (-10 * error.log10()).mean().item(),
+    }
+
+
+def local_variance(pixels: Tensor, patch: int) -> Tensor:
+    """Return the variance of brightness within each patch of pixels [B, 3, S, S]: [B, N]."""
+    patches = nn.functional.pixel_unshuffle(pixels.mean(dim=1, keepdim=True), patch)
+    return patches.var(dim=1).flatten(1)
+
+
+def correlation(a: Tensor, b: Tensor) -> float:
+    """Return Pearson's correlation over all patches of all photographs."""
+    return float(np.corrcoef(a.flatten().double().numpy(), b.flatten().double().numpy())[0, 1])
+
+
+def draw(tokenizer: vqtok.DynamicTokenizer, photos: list[images.RGB], cell: int = 16) -> images.RGB:
+    """Return photographs above what is kept of them, above what comes back from the tokens, uint8 [H, W, 3]."""
+    tokens = tokenizer.eval().tokenize(photos)
+    side = tokenizer.side * cell
+    columns = []
+    for row, back, photo in zip(tokens, tokenizer.detokenize(tokens), photos, strict=True):
+        shown = [Image.fromarray(images.to_rgb(photo, tokenizer.spec)), back]
+        seen, decoded = (np.asarray(x.resize((side, side), Image.Resampling.BICUBIC)) for x in shown)
+        panels = seen, overlay(seen, kept_positions(row), (cell, cell)), decoded
+        framed = [np.pad(x, [(0, 8), (0, 8), (0, 0)], constant_values=255) for x in panels]
+        columns.append(np.concatenate(framed))
+    return np.concatenate(columns, axis=1)
+
+
+def main() -> None:
+    """Train, measure, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="folder of photographs to train on")
+    parser.add_argument("--validate", type=Path, required=True, help="folder of others, to measure and draw")
+    parser.add_argument("--steps", type=int, nargs=3, default=(400, 800, 1200), help="of teacher, stage A, stage B")
+    parser.add_argument("--limit", type=int, help="use so many photographs to train on")
+    parser.add_argument("--save", type=Path, help="write the model folder")
+    parser.add_argument("--json", type=Path, help="write the curve")
+    parser.add_argument("--picture", type=Path, help="draw what is kept of the first photographs to validate with")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    tokenizer = vqtok.build("dynamic-tiny")
+    if not isinstance(tokenizer, vqtok.DynamicTokenizer):
+        raise TypeError("expected the preset to be dynamic")
+    started = time.monotonic()
+    batches = Batches(tokenizer, load_photos(options.photos, 160, options.limit), 8)
+    photos = load_photos(options.validate, 128)
+    held = torch.cat([tokenizer.preprocess(photo) for photo in photos])
+    train_teacher(tokenizer, batches, options.steps[0])
+    curve = train(tokenizer, batches, held, False, options.steps[1])
+    tokenizer.calibrate(torch.cat([batches() for _ in range(16)]), RATIO)
+    tokenizer.selector.requires_grad_(False)
+    curve += train(tokenizer, batches, held, True, options.steps[2])
+    print(json.dumps({"seconds": time.monotonic() - started, "photos": len(held), **curve[-1]}, indent=1))
+    if options.save:
+        tokenizer.eval().save(options.save, overwrite=True)
+    if options.picture:
+        Image.fromarray(draw(tokenizer, photos[:8])).save(options.picture)
+    if options.json:
+        options.json.write_text(json.dumps(curve, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

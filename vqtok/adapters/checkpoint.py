@@ -1,0 +1,155 @@
+"""From a foreign file to a model's card and weights, and from our weights back to foreign names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vqtok.adapters import rules, settings, sniff
+from vqtok.adapters.containers import Entries, read_tensor
+from vqtok.adapters.diffusers import DIFFUSERS_VQMODEL
+from vqtok.adapters.emu3 import HF_EMU3_VQ
+from vqtok.adapters.family import Family, Tensors, table
+from vqtok.adapters.files import find_parts
+from vqtok.adapters.ibq import SEED_VOKEN_IBQ, TAMING_GUMBEL
+from vqtok.adapters.llamagen import LLAMAGEN_VQ
+from vqtok.adapters.maskgit import MASKGIT_VQGAN
+from vqtok.adapters.rules import Shape
+from vqtok.adapters.taming import TAMING_VQGAN
+from vqtok.adapters.titok import TITOK
+from vqtok.adapters.transformers import HF_CHAMELEON_VQ, HF_JANUS_VQ
+from vqtok.adapters.vit_vqgan import VIT_VQGAN
+from vqtok.architecture import ModelCard
+from vqtok.errors import ConfigError, MismatchError
+
+FAMILIES: Mapping[str, Family] = {
+    family.name: family
+    for family in (
+        TAMING_VQGAN,
+        LLAMAGEN_VQ,
+        HF_JANUS_VQ,
+        DIFFUSERS_VQMODEL,
+        HF_CHAMELEON_VQ,
+        VIT_VQGAN,
+        MASKGIT_VQGAN,
+        HF_EMU3_VQ,
+        TITOK,
+        SEED_VOKEN_IBQ,
+        TAMING_GUMBEL,
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignModel:
+    """A checkpoint whose family and configuration are known, and whose numbers are not read yet.
+
+    Attributes:
+        family: the family.
+        card: the model that the checkpoint describes.
+    """
+
+    family: Family
+    card: ModelCard
+    _entries: Entries
+    _applied: rules.Applied
+
+    def weights(self, expected: Mapping[str, Shape]) -> dict[str, Tensor]:
+        """Read the model's tensors, float32 and finite; all names and shapes are compared before.
+
+        Args:
+            expected: shape by our name, all that the model has.
+
+        Raises:
+            MismatchError: tensors are missing, left over or of another shape; all are listed.
+            IntegrityError: numbers are damaged, not finite or not floating-point.
+        """
+        shapes = {name: entry.shape for name, entry in self._entries.items()}
+        rules.check(table(self.family, [*shapes]), self._applied, expected, shapes)
+        sources = self._applied.tensors
+        return {
+            name: rules.changed(
+                read_tensor(sources[name].name, self._entries[sources[name].name]), sources[name].change
+            )
+            for name in expected
+        }
+
+
+def open_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    family: str | None = None,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+) -> ForeignModel:
+    """Find out what a foreign checkpoint is. Nothing of it is run, and no weights are read yet.
+
+    Args:
+        path: the file, or the folder of a checkpoint of several files.
+        family: a key of `FAMILIES`, where names and shapes cannot tell.
+        config: the publisher's configuration: a mapping, or the path of a yaml or json file. One that lies beside the
+            checkpoint is found.
+
+    Raises:
+        InputError: there is no such file, or it is of no kind or family that is known.
+        ConfigError: the family cannot be told, or the configuration is not usable.
+        MismatchError: configuration and weights are of different models.
+        IntegrityError: the file is damaged, or names something that no checkpoint needs.
+    """
+    place = Path(path)
+    entries = find_parts(place, FAMILIES.values())
+    beside = settings.find_settings(place) if config is None else config
+    said = None if beside is None else settings.read_settings(beside)
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    chosen = sniff.choose(FAMILIES, shapes, named=family, classes=settings.classes(said))
+    if config is None and said is not None and not settings.speaks_of(said, chosen):
+        said = None  # another file that happens to lie there
+    prefix = sniff.prefix_of(chosen, [*entries]) or ""
+    inside = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
+    if chosen.averaged:
+        inside = averaged(inside)
+    return _describe(chosen, inside, settings.stated(said, chosen), place.name)
+
+
+def _describe(family: Family, entries: Entries, stated: dict[str, Any], name: str) -> ForeignModel:
+    applied = rules.apply(table(family, [*entries]), {key: entry.shape for key, entry in entries.items()})
+    try:
+        architecture = family.architecture(Tensors(applied.tensors), stated, family.preprocess)
+    except ValueError as error:  # a section refused what shapes gave
+        raise MismatchError(f"expected shapes of a {family.name}, but they make no model: {error}") from None
+    settings.compare(stated, family.facts(architecture, stated), family)
+    provenance = {"family": family.name, "publisher": family.source, "file": name}
+    return ForeignModel(family, ModelCard(architecture=architecture, provenance=provenance), entries, applied)
+
+
+def averaged(entries: Entries) -> Entries:
+    """Return each tensor's average where there is one, which is named ``model_ema.`` and the name without its dots."""
+    return {
+        name: entries.get(f"model_ema.{name.replace('.', '')}", entry)
+        for name, entry in entries.items()
+        if not name.startswith("model_ema.")
+    } | {name: entry for name, entry in entries.items() if name in ("model_ema.decay", "model_ema.num_updates")}
+
+
+def export(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
+    """Return a model's tensors under a publisher's names and in its shapes, for other programs to read.
+
+    Args:
+        tensors: by our name, all that inference needs (``tokenizer.inference_tensors()``).
+        family: a key of `FAMILIES`.
+
+    Raises:
+        ConfigError: no such family, or it has no place for some of the tensors.
+
+    >>> import torch
+    >>> export({"quantizer.codebook": torch.zeros(4, 2)}, "taming_vqgan")["quantize.embedding.weight"].shape
+    torch.Size([4, 2])
+    """
+    if family not in FAMILIES:
+        raise ConfigError(f"expected a family of {', '.join(FAMILIES)}, got {family!r}")
+    names = rules.invert(table(FAMILIES[family], [*tensors]), tensors)
+    return {foreign: rules.unchanged(tensors[name].detach(), change) for name, (foreign, change) in names.items()}

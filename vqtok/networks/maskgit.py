@@ -1,0 +1,104 @@
+"""The convolutional encoder and decoder of MaskGIT's VQGAN (Chang et al. 2022), as its PyTorch port has them.
+
+No attention, averages instead of strided convolutions, and a shortcut that is taken of what the block gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vqtok.networks.conv import Normalize, Upsample
+
+
+class MaskgitBlock(nn.Module):
+    """Norm, SiLU, 3x3 without bias, twice; then the input is added, or, where the width changes, the block's own 1x1.
+
+    The 1x1 is taken of the second convolution's result and not of the input: so the published weights were trained.
+    """
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = Normalize(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = Normalize(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.shortcut = None if channels == out_channels else nn.Conv2d(out_channels, out_channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, channels, h, w] to [B, out_channels, h, w]."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return h + (x if self.shortcut is None else self.shortcut(h))
+
+
+def _blocks(channels: int, out_channels: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(MaskgitBlock(*widths) for widths in pairwise((channels, *(out_channels,) * count))))
+
+
+class MaskgitEncoder(nn.Module):
+    """Pixels [B, 3, H, W] to latents [B, dim, H / f, W / f], f = 2^(levels - 1).
+
+    Args:
+        channels: base width; a multiple of 32.
+        multipliers: width of each level as a multiple of ``channels``, finest first.
+        residual_blocks: blocks a level, and in the middle.
+        dim: channels of the latents.
+        in_channels: channels of the pixels.
+
+    >>> import torch
+    >>> MaskgitEncoder(channels=32, multipliers=(1, 2), residual_blocks=1, dim=8)(torch.zeros(1, 3, 16, 24)).shape
+    torch.Size([1, 8, 8, 12])
+    """
+
+    def __init__(
+        self, *, channels: int, multipliers: Sequence[int], residual_blocks: int, dim: int, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        widths = [channels, *(channels * m for m in multipliers)]
+        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.levels = nn.ModuleList(_blocks(*pair, residual_blocks) for pair in pairwise(widths))
+        self.middle = _blocks(widths[-1], widths[-1], residual_blocks)
+        self.norm_out = Normalize(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], dim, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode pixels [B, 3, H, W]; H and W are multiples of f."""
+        x = self.conv_in(pixels)
+        for i, level in enumerate(self.levels):
+            x = level(x if i == 0 else F.avg_pool2d(x, 2))
+        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+
+
+class MaskgitDecoder(nn.Module):
+    """Latents [B, dim, h, w] to pixels [B, 3, h * f, w * f], f = 2^(levels - 1).
+
+    Takes the arguments of `MaskgitEncoder`, levels finest first too, and has as many blocks a level as it.
+
+    >>> import torch
+    >>> MaskgitDecoder(channels=32, multipliers=(1, 2), residual_blocks=1, dim=8)(torch.zeros(1, 8, 8, 12)).shape
+    torch.Size([1, 3, 16, 24])
+    """
+
+    def __init__(
+        self, *, channels: int, multipliers: Sequence[int], residual_blocks: int, dim: int, out_channels: int = 3
+    ) -> None:
+        super().__init__()
+        widths = [channels * m for m in multipliers]
+        widths.append(widths[-1])
+        self.conv_in = nn.Conv2d(dim, widths[-1], 3, padding=1)
+        self.middle = _blocks(widths[-1], widths[-1], residual_blocks)
+        self.levels = nn.ModuleList(_blocks(before, after, residual_blocks) for after, before in pairwise(widths))
+        self.upsamples = nn.ModuleList((nn.Identity(), *(Upsample(width) for width in widths[1:-1])))
+        self.norm_out = Normalize(widths[0])
+        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Decode latents [B, dim, h, w]."""
+        x = self.middle(self.conv_in(latents))
+        for level, upsample in zip(reversed(self.levels), reversed(self.upsamples), strict=True):
+            x = upsample(level(x))
+        return self.conv_out(F.silu(self.norm_out(x)))
