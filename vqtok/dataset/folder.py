@@ -234,8 +234,10 @@ class RunFolder:
             return
         try:
             commit(path, data, verify=verify, overwrite=replace)
-        except OutputError:
-            if replace or not self._holds(path, data, replace):  # another rank may have been faster
+        except OutputError as error:
+            # Another rank may have been faster. A file of our own whose folder could not be synced is no success.
+            taken = error.__cause__ is None or isinstance(error.__cause__, FileExistsError)
+            if replace or not taken or not self._holds(path, data, replace):
                 raise
 
     def _holds(self, path: Path, data: Data, replace: bool) -> bool:
