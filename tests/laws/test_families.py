@@ -113,13 +113,15 @@ def test_compiled_and_exported_it_gives_the_same(made, family):
     with torch.no_grad():
         encode = torch.compile(tokenizer.encode_pixels, fullgraph=True, backend="aot_eager")
         decode = torch.compile(tokenizer.decode_ids, fullgraph=True, backend="aot_eager")
-        # Compilers round the networks' sums in another order: a code differs where two are nearly equally near.
-        assert (encode(pixels) != tokens.ids).float().mean() <= 0.02
+        # Compilers round the networks' sums in another order: another code then is one with nearly the same vector.
+        vectors = tokenizer.quantizer.decode(tokens.ids)
+        torch.testing.assert_close(tokenizer.quantizer.decode(encode(pixels)), vectors, rtol=0, atol=1e-3)
         torch.testing.assert_close(decode(tokens.ids), decoded, rtol=1e-4, atol=1e-4)
         for method, argument, expected in (("encode_pixels", pixels, tokens.ids), ("decode_ids", tokens.ids, decoded)):
             exported = torch.export.export(Method(tokenizer, method), (argument,)).module()
             if method == "encode_pixels":
-                assert (exported(argument) != expected).float().mean() <= 0.02
+                found = tokenizer.quantizer.decode(exported(argument))
+                torch.testing.assert_close(found, vectors, rtol=0, atol=1e-3)
             else:
                 torch.testing.assert_close(exported(argument), expected, rtol=1e-4, atol=1e-4)
 
