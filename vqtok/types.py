@@ -193,9 +193,17 @@ class Tokens:
         if not isinstance(index, slice):
             i = range(len(self))[index]
             index = slice(i, i + 1)
+        return self._rows(index, self._positions() if self.keep.size else self.offsets)
+
+    def __iter__(self) -> Iterator[Tokens]:
+        """Yield the images' tokens one by one."""
+        positions = self._positions() if self.keep.size else self.offsets
+        return (self._rows(slice(i, i + 1), positions) for i in range(len(self)))
+
+    def _rows(self, index: slice, positions: npt.NDArray[np.int64]) -> Tokens:
+        """Return a slice of images; positions are those of ``keep``, which is [0] or has them all."""
         rows = range(len(self))[index]
         spans = [self.ids[self.offsets[i] : self.offsets[i + 1]] for i in rows]
-        positions = self._positions() if self.keep.size else np.zeros(len(self) + 1, np.int64)
         return replace(
             self,
             ids=np.concatenate([self.ids[:0], *spans]),
@@ -205,10 +213,6 @@ class Tokens:
             keys=self.keys[index],
             keep=np.concatenate([self.keep[:0], *(self.keep[positions[i] : positions[i + 1]] for i in rows)]),
         )
-
-    def __iter__(self) -> Iterator[Tokens]:
-        """Yield the images' tokens one by one."""
-        return (self[i] for i in range(len(self)))
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[np.int64]:
         """Return ids as [n, h, w], or [n, h, w, Q]; all grids must be equal."""
