@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import groupby
+from itertools import groupby, zip_longest
 
 import numpy as np
 
@@ -96,7 +96,7 @@ def _miscount(items: Sequence[Item], tokens: Tokens, failed: Sequence[str], crop
     gone = set(failed)
     expected = [item.key for item in items if item.key not in gone]
     if found != expected or len(gone) != len(failed) or not gone <= {item.key for item in items}:
-        both = zip([*found, ""], [*expected, ""], strict=False)
+        both = zip_longest(found, expected, fillvalue="")
         came, wanted = next((pair for pair in both if pair[0] != pair[1]), ("", ""))
         return f"expected every listed image once, in order, but found {came!r} where {wanted!r} belongs"
     return ""

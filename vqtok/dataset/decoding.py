@@ -88,7 +88,7 @@ class Recipe:
 def parse_recipe(fields: Mapping[str, object]) -> Recipe:
     """Read a recipe that `Recipe.record` wrote."""
     known = dict(fields)
-    known["spec"] = PreprocessSpec.model_validate(known["spec"], strict=False)
+    known["spec"] = PreprocessSpec.from_config(known["spec"])  # pyright: ignore[reportArgumentType]
     known["limits"] = images.Limits(**known["limits"])  # pyright: ignore[reportCallIssue]
     known["columns"] = Columns(**known["columns"])  # pyright: ignore[reportCallIssue]
     return Recipe(**known)  # pyright: ignore[reportArgumentType]

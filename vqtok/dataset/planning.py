@@ -161,9 +161,3 @@ def _forget(folder: RunFolder) -> None:
             for path in (folder.path / name).iterdir():
                 if path.suffix in (".vqt", ".json", ".jsonl"):
                     path.unlink()
-
-
-def all_keys(folder: RunFolder, manifest: Manifest) -> Iterator[str]:
-    """Yield the names of all images, shard after shard."""
-    for number in range(len(manifest.chunks)):
-        yield from (item.key for item in folder.items(manifest, number))

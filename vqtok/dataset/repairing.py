@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from vqtok.dataset.checking import Problem, check_run
-from vqtok.dataset.decoding import Failure
 from vqtok.dataset.documents import Manifest, Record, read_file
 from vqtok.dataset.engine import Encode
 from vqtok.dataset.folder import MANIFEST, RunFolder, Shard
@@ -88,11 +87,6 @@ def _in_order(tokens: Tokens, items: Sequence[Item]) -> list[int]:
         range(len(tokens)),
         key=lambda i: (rank.get(tokens.keys[i], rank.get(tokens.keys[i].rpartition("#")[0], -1)), i),
     )
-
-
-def failure_of(row: Mapping[str, object]) -> Failure:
-    """Read a failure from a line of ``failures``."""
-    return Failure(*(str(row[name]) for name in ("key", "stage", "kind", "message")))
 
 
 def merge_runs(runs: Sequence[RunFolder], target: RunFolder) -> Manifest:

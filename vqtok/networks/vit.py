@@ -173,9 +173,7 @@ class VitDecoder(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, mlp_width, head_dim, activation) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = _head(width, tanh_head)
-        self.to_pixels = nn.ConvTranspose2d(
-            width if tanh_head is None else tanh_head, out_channels, patch, stride=patch
-        )
+        self.to_pixels = nn.ConvTranspose2d(_head_width(width, tanh_head), out_channels, patch, stride=patch)
         self.apply(_initialize)
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ def check_parts(parts: Sequence[Quantizer]) -> None:
 
 def join_codes(parts: Sequence[Tensor], quantizers: Sequence[Quantizer]) -> Tensor:
     """Return the codes [...] or [..., Q_i] of parts side by side, [..., Q]."""
-    pairs = zip(parts, quantizers, strict=False)
+    pairs = zip(parts, quantizers, strict=True)
     return torch.cat([codes[..., None] if part.codebooks == 1 else codes for codes, part in pairs], dim=-1)
 
 
