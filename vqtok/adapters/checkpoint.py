@@ -24,6 +24,7 @@ from vqtok.adapters.taming import TAMING_VQGAN
 from vqtok.adapters.titok import TITOK
 from vqtok.adapters.transformers import HF_CHAMELEON_VQ, HF_JANUS_VQ
 from vqtok.adapters.vit_vqgan import VIT_VQGAN
+from vqtok.adapters.vqvae2 import VQVAE2
 from vqtok.architecture import ModelCard
 from vqtok.errors import ConfigError, MismatchError
 
@@ -41,6 +42,7 @@ FAMILIES: Mapping[str, Family] = {
         TITOK,
         SEED_VOKEN_IBQ,
         TAMING_GUMBEL,
+        VQVAE2,
     )
 }
 

@@ -4,6 +4,7 @@ A configuration can only name what stands in this package; nothing in it is an i
 """
 
 from vqtok.architecture.models import FORMAT as FORMAT
+from vqtok.architecture.models import AnyArchitecture as AnyArchitecture
 from vqtok.architecture.models import Architecture as Architecture
 from vqtok.architecture.models import DynamicArchitecture as DynamicArchitecture
 from vqtok.architecture.models import HierarchicalArchitecture as HierarchicalArchitecture

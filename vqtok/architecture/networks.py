@@ -185,7 +185,7 @@ class Vqvae2NetworkSection(Section):
     """Arguments of `Vqvae2Network`."""
 
     type: Literal["vqvae2"] = "vqvae2"
-    channels: Annotated[Width, Field(multiple_of=2)] = 128
+    channels: Annotated[int, Field(ge=2, le=1 << 16)] = 128
     residual_blocks: Blocks = 2
     residual_channels: Width = 32
 
