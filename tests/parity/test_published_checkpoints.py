@@ -73,7 +73,8 @@ def checkpoint(case):
 
 @cache
 def loaded(case):
-    return vqtok.load(checkpoint(case))
+    # Where shapes cannot tell it all and nothing lies beside the weights, the publisher's configuration must be given.
+    return vqtok.load(checkpoint(case), config=about(case)["config"] if case.startswith("lavit_dynamic-") else None)
 
 
 def pixels(case):
@@ -287,6 +288,34 @@ def test_vqvae2_with_a_codebook_the_other_way_round_or_other_pixels_is_refused(t
     torch.save(state, tmp_path / "grey.pt")
     with pytest.raises(MismatchError, match=r"(?s)missing 'upsample_t.bias'.*left over 'stranger'.*\(4, 1, 4, 4\)"):
         vqtok.load(tmp_path / "grey.pt")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("lavit_dynamic-")])
+def test_dynamic_tokens_are_the_publishers(case):
+    tokenizer, keep = loaded(case), expected(case)["keep_mask"].flatten(1)
+    with torch.inference_mode():
+        features = tokenizer.features(pixels(case))
+        close(features, case, "features")
+        close(tokenizer.selector(features), case, "selector_log_probs")
+        merged = tokenizer.merger(features, keep)[0]
+        torch.testing.assert_close(
+            merged,
+            expected(case)["merged_features"][keep],
+            rtol=0,
+            atol=about(case)["tolerance"]["merged_features"]["atol"],
+        )
+        close(tokenizer.projection(merged), case, "latents")
+    assert torch.equal(tokenizer.select(pixels(case)).keep, keep)
+    tokens = tokenizer.encode(pixels(case))
+    assert torch.equal(tokens.lengths, expected(case)["token_counts"])
+    assert torch.equal(tokens.ids, expected(case)["indices"].flatten(1)[keep])
+    close(tokenizer.quantizer.decode(tokens.ids), case, "quantized")
+    close(tokenizer.decode_features(tokens), case, "decoded")
+    kept = tokenizer.encode(pixels(case)[:1], "topk", tokens=keep.shape[1])
+    assert torch.equal(kept.ids, expected(case)["indices_keepall"])
+    ids, counts = torch.cat([kept.ids, kept.ids[: keep.shape[1] // 2]]), [keep.shape[1], keep.shape[1] // 2]
+    runs = vqtok.TokenRuns(ids, torch.tensor(counts), tokenizer.vocab_size)
+    close(tokenizer.decode_features(runs), case, "decode_keepall_and_half")
 
 
 def test_open_magvit2_is_read_from_its_averages():

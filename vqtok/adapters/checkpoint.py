@@ -17,6 +17,7 @@ from vqtok.adapters.emu3 import HF_EMU3_VQ
 from vqtok.adapters.family import Family, Tensors, table
 from vqtok.adapters.files import find_parts
 from vqtok.adapters.ibq import SEED_VOKEN_IBQ, TAMING_GUMBEL
+from vqtok.adapters.lavit import LAVIT_DYNAMIC
 from vqtok.adapters.llamagen import LLAMAGEN_VQ
 from vqtok.adapters.maskgit import MASKGIT_VQGAN
 from vqtok.adapters.rules import Shape
@@ -43,6 +44,7 @@ FAMILIES: Mapping[str, Family] = {
         SEED_VOKEN_IBQ,
         TAMING_GUMBEL,
         VQVAE2,
+        LAVIT_DYNAMIC,
     )
 }
 

@@ -235,16 +235,21 @@ class TeacherSection(Section):
 
 
 class TransformerSection(Section):
-    """Arguments of `Merger` and `FeatureDecoder`, but for the width, which is the teacher's."""
+    """Arguments of `FeatureDecoder`; its own width and its features' are the teacher's where none is given."""
 
     depth: Blocks
     heads: Heads
     mlp_width: Width
+    decoder_width: Width | None = None
+    feature_width: Width | None = None
 
 
-class MergerSection(TransformerSection):
+class MergerSection(Section):
     """Arguments of `Merger`, but for the width, which is the teacher's."""
 
+    depth: Blocks
+    heads: Heads
+    mlp_width: Width
     leak: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
