@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vqtok.adapters import rules, settings, sniff
 from vqtok.adapters.containers import Entries, read_tensor
+from vqtok.adapters.cosmos import COSMOS_FSQ
 from vqtok.adapters.diffusers import DIFFUSERS_VQMODEL
 from vqtok.adapters.emu3 import HF_EMU3_VQ
 from vqtok.adapters.family import Family, Tensors, table
@@ -45,6 +46,7 @@ FAMILIES: Mapping[str, Family] = {
         TAMING_GUMBEL,
         VQVAE2,
         LAVIT_DYNAMIC,
+        COSMOS_FSQ,
     )
 }
 

@@ -14,6 +14,7 @@ from vqtok.architecture.networks import DECODERS as DECODERS
 from vqtok.architecture.networks import ENCODERS as ENCODERS
 from vqtok.architecture.networks import AbsentNetwork as AbsentNetwork
 from vqtok.architecture.networks import ConvNetwork as ConvNetwork
+from vqtok.architecture.networks import CosmosNetwork as CosmosNetwork
 from vqtok.architecture.networks import DvaeNetwork as DvaeNetwork
 from vqtok.architecture.networks import Emu3Network as Emu3Network
 from vqtok.architecture.networks import MaskgitNetwork as MaskgitNetwork
