@@ -5,13 +5,14 @@ Odd widths, stacks of no or eleven blocks, decoders of their own width: what a p
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 import vqtok
 from vqtok import adapters
 from vqtok.adapters import FAMILIES
 from vqtok.adapters.family import Tensors
 from vqtok.adapters.rules import apply, invert
-from vqtok.errors import ConfigError, MismatchError
+from vqtok.errors import ConfigError, InputError, MismatchError
 
 
 def publishers_vqvae2(channels, blocks, inner, dim, codes, seed=0):
@@ -224,3 +225,221 @@ def test_lavit_of_its_published_width_needs_no_configuration():
     assert (described.preprocess.size, described.preprocess.multiple) == (224, 14)
     tensors = [name for name in foreign if name.startswith("tok.")]
     assert len(tensors) == 285 - 2  # and the linear layer into the language model, which is not ours
+
+
+class Cosmos:
+    """A state dict as Cosmos' class has it, and what it means, written out with the publisher's names in float64."""
+
+    def __init__(self, channels, multipliers, blocks, z, levels, patch, halvings, haar=True, attended=((), ())):
+        self.generator, self.state = torch.Generator().manual_seed(0), {}
+        self.widths, self.blocks, self.patch, self.halvings = (
+            [channels * m for m in multipliers],
+            blocks,
+            patch,
+            halvings,
+        )
+        self.haar, self.attended, last = haar, attended, channels * multipliers[-1]
+        self.conv("encoder.conv_in", channels, 3 * patch**2, 3)
+        for i, (before, after) in enumerate(zip([channels, *self.widths], self.widths, strict=False)):
+            self.level(f"encoder.down.{i}", before, after, blocks, i in attended[0])
+            if i < halvings:
+                self.conv(f"encoder.down.{i}.downsample.conv", after, after, 3)
+        for i, (after, before) in enumerate(zip(self.widths, [*self.widths[1:], last], strict=True)):
+            self.level(f"decoder.up.{i}", before, after, blocks + 1, i in attended[1])
+            if i >= len(self.widths) - halvings:
+                self.conv(f"decoder.up.{i}.upsample.conv", after, after, 3)
+        for net, end in (("encoder", last), ("decoder", self.widths[0])):
+            self.block(f"{net}.mid.block_1", last, last)
+            self.attention(f"{net}.mid.attn_1", last)
+            self.block(f"{net}.mid.block_2", last, last)
+            self.norm(f"{net}.norm_out", end)
+        self.conv("encoder.conv_out", z, last, 3)
+        self.conv("decoder.conv_in", last, z, 3)
+        self.conv("decoder.conv_out", 3 * patch**2, self.widths[0], 3)
+        self.conv("quant_conv", len(levels), z, 1)
+        self.conv("post_quant_conv", z, len(levels), 1)
+
+    def conv(self, name, out, into, kernel):
+        scale = (into * kernel**2) ** -0.5
+        self.state[f"{name}.weight"] = torch.randn(out, into, kernel, kernel, generator=self.generator) * scale
+        self.state[f"{name}.bias"] = torch.randn(out, generator=self.generator) * 0.3
+
+    def norm(self, name, width):
+        self.state[f"{name}.weight"] = 1 + 0.3 * torch.randn(width, generator=self.generator)
+        self.state[f"{name}.bias"] = 0.3 * torch.randn(width, generator=self.generator)
+
+    def block(self, name, before, after):
+        self.norm(f"{name}.norm1", before)
+        self.conv(f"{name}.conv1", after, before, 3)
+        self.norm(f"{name}.norm2", after)
+        self.conv(f"{name}.conv2", after, after, 3)
+        if before != after:
+            self.conv(f"{name}.nin_shortcut", after, before, 1)
+
+    def attention(self, name, width):
+        self.norm(f"{name}.norm", width)
+        for part in ("q", "k", "v", "proj_out"):
+            self.conv(f"{name}.{part}", width, width, 1)
+
+    def level(self, name, before, after, blocks, attended):
+        for j in range(blocks):
+            self.block(f"{name}.block.{j}", before if j == 0 else after, after)
+            if attended:
+                self.attention(f"{name}.attn.{j}", after)
+
+    # What it means.
+
+    def of(self, name):
+        return self.state[f"{name}.weight"].double(), self.state[f"{name}.bias"].double()
+
+    def apply_conv(self, name, x):
+        weight, bias = self.of(name)
+        return F.conv2d(x, weight, bias, padding=weight.shape[2] // 2)
+
+    def apply_norm(self, name, x):
+        return F.group_norm(x, 32, *self.of(name), eps=1e-6)
+
+    def apply_block(self, name, x):
+        h = self.apply_conv(f"{name}.conv1", F.silu(self.apply_norm(f"{name}.norm1", x)))
+        h = self.apply_conv(f"{name}.conv2", F.silu(self.apply_norm(f"{name}.norm2", h)))
+        return h + (self.apply_conv(f"{name}.nin_shortcut", x) if f"{name}.nin_shortcut.bias" in self.state else x)
+
+    def apply_attention(self, name, x):
+        if f"{name}.norm.bias" not in self.state:
+            return x
+        normed = self.apply_norm(f"{name}.norm", x)
+        q, k, v = (self.apply_conv(f"{name}.{part}", normed).flatten(2) for part in "qkv")
+        seen = v @ (q.mT @ k * q.shape[1] ** -0.5).softmax(dim=2).mT
+        return x + self.apply_conv(f"{name}.proj_out", seen.unflatten(2, x.shape[2:]))
+
+    def apply_level(self, name, x, blocks):
+        for j in range(blocks):
+            x = self.apply_attention(f"{name}.attn.{j}", self.apply_block(f"{name}.block.{j}", x))
+        return x
+
+    def apply_middle(self, net, x):
+        x = self.apply_attention(f"{net}.mid.attn_1", self.apply_block(f"{net}.mid.block_1", x))
+        return self.apply_block(f"{net}.mid.block_2", x)
+
+    def wavelets(self, channels):
+        """Filters [4 * channels, 1, 2, 2]: sums and differences of columns, of each those of rows, a quarter each."""
+        low, high = torch.tensor([[1.0, 1.0], [1.0, -1.0]], dtype=torch.float64)
+        pairs = ((low, low), (low, high), (high, low), (high, high))
+        filters = torch.stack([torch.outer(rows, columns) / 4 for columns, rows in pairs])
+        return filters[:, None].repeat_interleave(channels, dim=0)
+
+    def encode(self, pixels):
+        x, left = pixels.double(), self.patch
+        while self.haar and left > 1:
+            bands = x.repeat(1, 4, 1, 1)
+            x, left = F.conv2d(bands, self.wavelets(x.shape[1]), stride=2, groups=bands.shape[1]), left // 2
+        x = x if self.haar else F.pixel_unshuffle(x, self.patch)
+        x = self.apply_conv("encoder.conv_in", x)
+        for i in range(len(self.widths)):
+            x = self.apply_level(f"encoder.down.{i}", x, self.blocks)
+            if i < self.halvings:
+                weight, bias = self.of(f"encoder.down.{i}.downsample.conv")
+                x = F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, bias, stride=2)
+        x = F.silu(self.apply_norm("encoder.norm_out", self.apply_middle("encoder", x)))
+        return self.apply_conv("quant_conv", self.apply_conv("encoder.conv_out", x))
+
+    def decode(self, vectors):
+        x = self.apply_conv("decoder.conv_in", self.apply_conv("post_quant_conv", vectors.double()))
+        x = self.apply_middle("decoder", x)
+        for i in reversed(range(len(self.widths))):
+            x = self.apply_level(f"decoder.up.{i}", x, self.blocks + 1)
+            if i >= len(self.widths) - self.halvings:
+                doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+                x = self.apply_conv(f"decoder.up.{i}.upsample.conv", doubled)
+        x, left = self.apply_conv("decoder.conv_out", F.silu(self.apply_norm("decoder.norm_out", x))), self.patch
+        while self.haar and left > 1:
+            bands = 4 * self.wavelets(x.shape[1] // 4)  # orthogonal up to scale: each is its own way back
+            x, left = _summed(F.conv_transpose2d(x, bands, stride=2, groups=x.shape[1])), left // 2
+        return x if self.haar else F.pixel_shuffle(x, self.patch)
+
+
+def _summed(bands):
+    return sum(bands.chunk(4, dim=1))
+
+
+_SIX = [8, 8, 8, 5, 5, 5]
+COSMOS = {
+    "DI8x8": ((32, (2, 4, 4), 1, 24, _SIX, 4, 1), {"attended": ((1, 2), (0, 1))}),
+    "DI16x16": ((32, (2, 4, 4), 2, 24, _SIX, 4, 2), {"attended": ((2,), (2,))}),
+    "pixels": ((32, (1, 3, 2), 1, 24, [7, 5, 5], 3, 3), {"haar": False}),
+    "no-halving": ((64, (1, 2), 1, 8, [4, 3], 2, 0), {"attended": ((0,), ())}),
+}
+
+
+@pytest.mark.parametrize("case", COSMOS)
+def test_cosmos_is_what_its_names_mean(case, tmp_path):
+    sizes, more = COSMOS[case]
+    theirs = Cosmos(*sizes, **more)
+    torch.save(theirs.state, tmp_path / "autoencoder.pt")
+    said = {"levels": sizes[4], "patch_method": "haar" if theirs.haar else "rearrange", "spatial_compression": 0}
+    said["spatial_compression"] = factor = sizes[5] * 2 ** sizes[6]
+    tokenizer = vqtok.load(tmp_path / "autoencoder.pt", family="cosmos_fsq", config=said)
+    pixels = torch.rand(2, 3, 3 * factor, 4 * factor, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    latents = theirs.encode(pixels)
+    assert latents.std() > 0.3
+    torch.testing.assert_close(tokenizer.latents(pixels).double(), latents.movedim(1, -1), rtol=0, atol=2e-5)
+    tokens = tokenizer.encode(pixels)
+    decoded = theirs.decode(tokenizer.quantizer.decode(tokens.ids).movedim(-1, 1))
+    torch.testing.assert_close(tokenizer.decode(tokens).double(), decoded, rtol=0, atol=2e-5)
+    exported = adapters.export(tokenizer.inference_tensors(), "cosmos_fsq")
+    assert exported.keys() == theirs.state.keys()
+    assert all(torch.equal(exported[name], x) for name, x in theirs.state.items())
+    tokenizer.save(tmp_path / "model")
+    again = vqtok.load(tmp_path / "model")
+    assert again.fingerprint == tokenizer.fingerprint
+    assert torch.equal(again.decode(again.encode(pixels)), tokenizer.decode(tokens))
+
+
+def test_cosmos_is_told_by_its_shapes_where_they_are_the_published_ones_and_learns_on(tmp_path):
+    theirs = Cosmos(*COSMOS["DI8x8"][0], **COSMOS["DI8x8"][1])
+    # What the publisher's TorchScript holds beside the weights, in the precision that it is published in.
+    state = {name: x.bfloat16() for name, x in theirs.state.items()}
+    state |= {"quantizer._levels": torch.tensor(_SIX), "encoder.patcher.wavelets": torch.tensor([0.7071, 0.7071])}
+    torch.save(state, tmp_path / "autoencoder.pt")
+    tokenizer = vqtok.load(tmp_path / "autoencoder.pt").train()
+    assert (tokenizer.vocab_size, tokenizer.factor) == (64000, 8)
+    assert torch.equal(tokenizer.encoder.conv_in.weight, theirs.state["encoder.conv_in.weight"].bfloat16().float())
+    pixels = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    (tokenizer(pixels).pixels - pixels).square().mean().backward()
+    # The keys' bias is the same for all positions and cancels.
+    still = {name for name, x in tokenizer.named_parameters() if not bool(x.grad.any())}
+    assert all(name.endswith("key.bias") for name in still)
+
+
+def test_cosmos_in_stages_has_a_code_a_stage(tmp_path):
+    theirs = Cosmos(*COSMOS["DI8x8"][0])
+    torch.save(theirs.state, tmp_path / "autoencoder.pt")
+    said = {"quantizer": "RESFSQ", "num_quantizers": 3, "levels": _SIX}
+    tokenizer = vqtok.load(tmp_path / "autoencoder.pt", config=said)
+    pixels = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    rest, single = tokenizer.latents(pixels), vqtok.FiniteScalarQuantizer(_SIX)
+    codes = []
+    for _ in range(3):
+        codes.append(single.encode(rest))
+        rest = rest - single.decode(codes[-1])
+    assert torch.equal(tokenizer.encode(pixels).ids, torch.stack(codes, dim=-1))
+
+
+def test_cosmos_whose_configuration_is_of_another_or_missing_is_refused(tmp_path):
+    torch.save(Cosmos(*COSMOS["no-halving"][0], **COSMOS["no-halving"][1]).state, tmp_path / "two.pt")
+    with pytest.raises(InputError, match="fit none"):  # a continuous tokenizer could be of these shapes
+        vqtok.load(tmp_path / "two.pt")
+    with pytest.raises(ConfigError, match="no tensor tells"):
+        vqtok.load(tmp_path / "two.pt", family="cosmos_fsq")
+    said = {"levels": [4, 3], "spatial_compression": 4, "channels_mult": [1, 4]}
+    with pytest.raises(MismatchError, match=r"(?s)multipliers is \[1, 4\].*factor is 4"):
+        vqtok.load(tmp_path / "two.pt", family="cosmos_fsq", config=said)
+    with pytest.raises(ConfigError, match="LFQ"):
+        vqtok.load(tmp_path / "two.pt", family="cosmos_fsq", config={"levels": [4, 3], "quantizer": "LFQ"})
+    theirs = Cosmos(*COSMOS["DI8x8"][0]).state
+    theirs["encoder.mid.block_1.conv1.weight"] = theirs["encoder.mid.block_1.conv1.weight"][:, :-1].clone()
+    del theirs["decoder.up.2.upsample.conv.bias"]
+    theirs["stranger"] = torch.zeros(1)
+    torch.save(theirs, tmp_path / "broken.pt")
+    with pytest.raises(MismatchError, match=r"(?s)missing 'decoder.up.2.upsample.conv.bias'.*'stranger'.*mid.block_1"):
+        vqtok.load(tmp_path / "broken.pt")
