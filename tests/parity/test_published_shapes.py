@@ -189,6 +189,15 @@ def test_lavits_decoder_of_higher_resolution_is_meant_by_its_own_path_only(tmp_p
         assert torch.equal(decoder.from_vectors.bias, bias["in_proj.bias"])
 
 
+def test_lavits_decoder_may_give_features_of_a_width_of_their_own(tmp_path):
+    place = Lavit(**LAVIT, features=16).save(tmp_path / "narrow")
+    tokenizer = vqtok.load(place, config=SAID | {"decoder_out_dim": 16})
+    runs = vqtok.TokenRuns(torch.tensor([3, 1, 4]), torch.tensor([1, 2]), 30)
+    assert tokenizer.decode_features(runs).shape == (2, 9, 16)
+    with pytest.raises(MismatchError, match="feature_width is 24"):
+        vqtok.load(place, config=SAID)
+
+
 def test_lavit_learns_on(tmp_path):
     tokenizer = vqtok.load(Lavit(**LAVIT, features=24).save(tmp_path / "it"), config=SAID).train()
     out = tokenizer(torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(1)))
@@ -222,7 +231,7 @@ def test_lavit_of_its_published_width_needs_no_configuration():
     family = FAMILIES["lavit_dynamic"]
     described = family.architecture(Tensors(applied.tensors), {}, family.preprocess)
     assert described.model_copy(update={"preprocess": teacher.spec}) == teacher.card.architecture
-    assert (described.preprocess.size, described.preprocess.multiple) == (224, 14)
+    assert described.preprocess == teacher.spec.model_copy(update={"exif": "ignore", "alpha": "keep"})
     tensors = [name for name in foreign if name.startswith("tok.")]
     assert len(tensors) == 285 - 2  # and the linear layer into the language model, which is not ours
 
@@ -429,6 +438,10 @@ def test_cosmos_whose_configuration_is_of_another_or_missing_is_refused(tmp_path
     torch.save(Cosmos(*COSMOS["no-halving"][0], **COSMOS["no-halving"][1]).state, tmp_path / "two.pt")
     with pytest.raises(InputError, match="fit none"):  # a continuous tokenizer could be of these shapes
         vqtok.load(tmp_path / "two.pt")
+    torch.save(Cosmos(32, (1, 2), 1, 8, _SIX, 1, 1).state, tmp_path / "pixels.pt")
+    with pytest.raises(InputError, match="fit none"):  # a continuous tokenizer of latent-diffusion could be, too
+        vqtok.load(tmp_path / "pixels.pt")
+    assert vqtok.load(tmp_path / "pixels.pt", family="cosmos_fsq").vocab_size == 64000
     with pytest.raises(ConfigError, match="no tensor tells"):
         vqtok.load(tmp_path / "two.pt", family="cosmos_fsq")
     said = {"levels": [4, 3], "spatial_compression": 4, "channels_mult": [1, 4]}
