@@ -161,6 +161,42 @@ def test_tensors_go_back_to_the_publishers_names_bit_for_bit(case):
     assert wrong == []
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if about(case)["family"] == "openai_dvae"])
+def test_modules_that_were_pickled_whole_are_the_same_model(case):
+    """OpenAI's files are modules; either file stands for both, and so does their folder."""
+    modules = [CASES[case] / name for name in about(case)["container"].get("pickled_modules", ())]
+    if not all(module.exists() for module in modules):
+        pytest.skip("the modules lie beside the repository only")
+    for path in (*modules, CASES[case]):
+        tokenizer = vqtok.load(path)
+        assert tokenizer.fingerprint == loaded(case).fingerprint
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "indices_raw" in expected(case)])
+def test_without_averages_the_weights_themselves_are_taken(case):
+    """Where the configuration says that there are none, as the publisher's code does."""
+    family = about(case)["family"]
+    tokenizer = vqtok.load(checkpoint(case), family=family, config={**about(case)["config"], "use_ema": False})
+    with torch.inference_mode():
+        close(tokenizer.latents(pixels(case)), case, "raw_latents", ())
+        tokens = tokenizer.encode(pixels(case))
+        assert torch.equal(tokens.ids, expected(case)["indices_raw"])
+        close(tokenizer.decode(tokens), case, "raw_decoded")
+
+
+def test_the_dvae_is_read_from_its_two_files():
+    folder = ROOT / "tests" / "golden" / "published" / "openai_dvae"
+    tokenizer = vqtok.load(folder)
+    with np.load(folder / "expected.npz") as data, torch.inference_mode():
+        pixels = torch.from_numpy(np.load(folder / "input.npy"))
+        logits = tokenizer.latents(pixels).permute(0, 3, 1, 2)
+        np.testing.assert_allclose(logits.numpy(), data["logits"], rtol=0, atol=8.8e-4)
+        tokens = tokenizer.encode(pixels)
+        assert np.array_equal(tokens.ids.numpy(), data["indices"])
+        decoded = (tokenizer.decode(tokens).numpy() - 0.1) / 0.8
+        np.testing.assert_allclose(decoded.clip(0, 1), data["decoded_pixels"], rtol=0, atol=1.3e-5)
+
+
 # Tables of models that are more than an encoder, a quantizer of vectors and a decoder -------------------------------
 
 

@@ -119,8 +119,8 @@ def open_checkpoint(
     prefix = sniff.prefix_of(chosen, [*entries]) or ""
     inside = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
     stated = settings.stated(said, chosen)
-    if chosen.averaged and stated.get("averaged", True):
-        inside = averaged(chosen, inside)
+    if chosen.averaged:
+        inside = averaged(chosen, inside) if stated.get("averaged", True) else _as_trained(inside)
     return _describe(chosen, inside, stated, place.name)
 
 
@@ -154,6 +154,10 @@ def averaged(family: Family, entries: Entries) -> Entries:
         )
     taken = {*averages.values()}
     return {name: entries.get(averages.get(name, ""), entry) for name, entry in entries.items() if name not in taken}
+
+
+def _as_trained(entries: Entries) -> Entries:
+    return {name: entry for name, entry in entries.items() if not name.startswith(_AVERAGES)}
 
 
 def export(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
