@@ -441,7 +441,7 @@ def test_an_average_of_nothing_is_left_over(state, tmp_path):
     loaded = adapters.export(vqtok.load(path, family="seed_voken_ibq").inference_tensors(), "seed_voken_ibq")
     assert all(torch.equal(loaded[name], x + 1) for name, x in state.items())
     saved(path, {"state_dict": state | averages_of(state) | {"model_ema.encoderextraweight": torch.zeros(2)}})
-    with pytest.raises(MismatchError, match="left over 'model_ema.encoderextraweight'"):
+    with pytest.raises(MismatchError, match=r"left over 'model_ema\.encoderextraweight'"):
         vqtok.load(path, family="seed_voken_ibq")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import gcd
+from typing import TypedDict
 
 from vqtok.adapters.family import Facts, Tensors
 from vqtok.adapters.rules import Rename, Reshape, Rule
@@ -123,8 +124,15 @@ def conv_architecture(
     )
 
 
-def codebook_size(tensors: Tensors) -> dict[str, int]:
-    """Return ``dim`` and ``vocab_size``: the projection to latents says which side of the codebook is which."""
+class CodebookSize(TypedDict):
+    """How many codes there are, and how long."""
+
+    dim: int
+    vocab_size: int
+
+
+def codebook_size(tensors: Tensors) -> CodebookSize:
+    """Return what the codebook's shape says: the projection to latents says which side of the codebook is which."""
     dim = conv_channels(tensors, "encoder.to_latents.weight")[0]
     shape = tensors["quantizer.codebook"]
     if len(shape) == 2 and shape[0] == dim != shape[1]:

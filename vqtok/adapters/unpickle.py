@@ -207,10 +207,12 @@ def _call(machine: _Machine, _: Any) -> None:
 
 def _persistent(machine: _Machine, _: Any) -> None:
     key = machine.stack.pop()
-    if isinstance(key, tuple) and len(key) == 4 and key[0] == "module" and isinstance(key[1], Name):
+    if not isinstance(key, tuple):
+        raise _Damaged("what lies elsewhere is described otherwise")
+    if len(key) == 4 and key[0] == "module" and isinstance(key[1], Name):
         machine.stack.append(key[1])  # torch's older format: a module's class, and its source, which nobody needs
         return
-    if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] != "storage" or (len(key) == 6 and key[5]):
+    if len(key) not in (5, 6) or key[0] != "storage" or (len(key) == 6 and key[5]):
         raise _Damaged("a storage is described otherwise")
     kind, name, length = key[1], key[2], key[4]
     if not isinstance(kind, Name) or kind.name not in STORAGES or not isinstance(name, str) or type(length) is not int:
