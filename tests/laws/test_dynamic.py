@@ -34,9 +34,6 @@ def build(*, pixels=True, quantizer=VectorQuantizer, **options) -> DynamicTokeni
         **options,
     )
     with torch.no_grad():
-        for name, x in tokenizer.named_parameters():
-            if x.ndim == 2 and "pixel_decoder" not in name:
-                x.mul_(8)
         tokenizer.features.from_pixels.weight.mul_(4)
         tokenizer.quantizer.codebook.copy_(torch.nn.functional.normalize(torch.randn(128, 8), dim=1))
         features = tokenizer.features(pictures(16))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from vqtok.errors import ConfigError
-from vqtok.networks.transformer import Mlp, SelfAttention
+from vqtok.networks.transformer import Mlp, SelfAttention, sincos_positions
 
 
 class EvaBlock(nn.Module):
@@ -70,8 +71,9 @@ class EvaVit(nn.Module):
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         self.positions = nn.Parameter(torch.empty(1, 1 + (image_size // patch) ** 2, width))
         self.blocks = nn.ModuleList(EvaBlock(width, heads, mlp_width, epsilon) for _ in range(depth))
-        for table in (self.class_token, self.positions):
-            nn.init.trunc_normal_(table, std=0.02)
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        with torch.no_grad():
+            self.positions.copy_(torch.cat([self.class_token[0], 0.3 * places(self.positions[0, 1:])]))
         self.apply(initialize)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -131,3 +133,15 @@ def initialize(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def places(table: Tensor) -> Tensor:
+    """Return sines and cosines of places on a square grid for a table [N, width], which is learned from there.
+
+    What looks for a place then finds it by one linear layer; from noise, every place would have to be learned alone.
+    A table of no square grid, or of a width that is no multiple of 4, gets noise.
+    """
+    side = math.isqrt(len(table))
+    if side**2 != len(table) or table.shape[1] % 4:
+        return torch.randn_like(table)
+    return sincos_positions(side, side, table.shape[1], device=table.device)

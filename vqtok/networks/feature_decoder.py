@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vqtok.networks.eva import initialize
+from vqtok.networks.eva import initialize, places
 from vqtok.networks.merger import pad_to
 from vqtok.networks.policy import policy_attend
 from vqtok.networks.transformer import CrossAttention, Mlp, SelfAttention
@@ -79,8 +79,9 @@ class FeatureDecoder(nn.Module):
         self.blocks = nn.ModuleList(FeatureDecoderBlock(width, heads, mlp_width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.to_features = Mlp(width, width, "tanh", out_dim)
-        for table in (self.positions, self.queries):
-            nn.init.trunc_normal_(table, std=0.02)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        with torch.no_grad():
+            self.queries.copy_(places(self.queries))
         self.apply(initialize)
 
     def forward(self, vectors: Tensor, lengths: Tensor, policy: Tensor | None = None) -> Tensor:
