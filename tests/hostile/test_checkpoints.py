@@ -483,6 +483,35 @@ def test_modules_that_were_pickled_whole_are_read_without_their_classes(legacy, 
     assert "dall_e" not in sys.modules
 
 
+def traced(state):
+    """TorchScript whose modules hold a state dict's tensors under their names."""
+    whole = torch.nn.Module()
+    for name, tensor in state.items():
+        *path, leaf = name.split(".")
+        part = whole
+        for step in path:
+            if not hasattr(part, step):
+                part.add_module(step, torch.nn.Module())
+            part = getattr(part, step)
+        part.register_parameter(leaf, torch.nn.Parameter(tensor, requires_grad=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", (FutureWarning, DeprecationWarning))
+        buffer = io.BytesIO()
+        torch.jit.save(torch.jit.script(whole), buffer)
+    return buffer
+
+
+def test_torchscript_gives_its_weights_and_its_program_is_never_looked_at(state, tokenizer, tmp_path):
+    path, ran = tmp_path / "autoencoder.jit", tmp_path / "ran"
+    with zipfile.ZipFile(traced(state)) as whole, zipfile.ZipFile(path, "w") as spoilt:
+        programs = [name for name in whole.namelist() if "/code/" in name]
+        assert programs
+        for name in whole.namelist():
+            spoilt.writestr(name, f"open({str(ran)!r}, 'w')\n" if name in programs else whole.read(name))
+    assert same(vqtok.load(path, family="taming_vqgan"), tokenizer)
+    assert not ran.exists()
+
+
 def test_chameleons_whole_checkpoint_has_tamings_names_and_its_own_pixels(state, tokenizer, tmp_path):
     path = saved(tmp_path / "vqgan.ckpt", state)
     assert vqtok.load(path).spec.high == 1.0

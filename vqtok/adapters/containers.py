@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vqtok.adapters.unpickle import Inert, Storage, StoredTensor, unpickle
+from vqtok.adapters.unpickle import TORCHSCRIPT, Inert, Storage, StoredTensor, unpickle
 from vqtok.errors import InputError, IntegrityError, MismatchError, escape
 from vqtok.store import safetensors
 from vqtok.store.reading import open_regular, read_exactly, size_of
@@ -122,10 +122,6 @@ def _open_zip(path: Path) -> tuple[object, _Reader]:
         if len(pickles) != 1:
             raise InputError(f"{str(path)!r}: expected what torch.save writes, got a zip of other content")
         root = pickles[0].removesuffix("data.pkl")
-        if any(name.startswith(f"{root}code/") for name in members):
-            raise InputError(
-                f"{str(path)!r}: expected weights, got TorchScript, which holds a program: save its state_dict instead"
-            )
         if members[pickles[0]].file_size > _MAX_PICKLE:
             raise IntegrityError(f"expected a pickle of at most {_MAX_PICKLE} bytes")
         order = archive.read(f"{root}byteorder") if f"{root}byteorder" in members else b"little"
@@ -252,6 +248,8 @@ def _parts(node: dict[Any, Any] | Inert) -> dict[Any, Any]:
     if isinstance(node, dict):
         return {key: value for key, value in node.items() if isinstance(key, str)}
     state = node.state if isinstance(node.state, dict) else {}
+    if f"{node.name.module}.".startswith(TORCHSCRIPT):  # there a module's parts are attributes like others
+        return state
     parts = [state.get(key) for key in ("_parameters", "_buffers", "_modules")]
     return {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
 

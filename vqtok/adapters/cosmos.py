@@ -1,7 +1,7 @@
 """Cosmos' discrete image tokenizers (NVIDIA 2025): finite scalars behind VQGAN's backbone over wavelets.
 
-The publisher's files are TorchScript: the state dict of ``autoencoder.jit``, or those of ``encoder.jit`` and
-``decoder.jit`` as one, is what is read here. Its own loader runs the model in bfloat16, where tokens near ties differ.
+The publisher's ``autoencoder.jit`` is TorchScript: its weights are read here, its program is not; so is a state dict.
+Its own loader runs the model in bfloat16, where tokens near ties differ.
 """
 
 from __future__ import annotations

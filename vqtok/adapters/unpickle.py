@@ -28,8 +28,18 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+# What the classes of a TorchScript archive are called; the program that they stand for is never looked at.
+TORCHSCRIPT = "__torch__."
 # Packages whose classes checkpoints name beside their weights: callbacks, settings, whole modules.
-STAND_INS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "dall_e.", "torch.nn.modules.")
+STAND_INS = (
+    "pytorch_lightning.",
+    "lightning.",
+    "lightning_fabric.",
+    "omegaconf.",
+    "dall_e.",
+    "torch.nn.modules.",
+    TORCHSCRIPT,
+)
 STAND_IN_NAMES = {
     ("argparse", "Namespace"),
     ("pathlib", "PosixPath"),
@@ -185,7 +195,7 @@ def _name(module: Any, name: Any) -> Name:
     known = (
         found in CALLS
         or found in STAND_IN_NAMES
-        or found.module.startswith(STAND_INS)
+        or f"{found.module}.".startswith(STAND_INS)
         or (found.module in ("torch", "torch.storage") and found.name in STORAGES)
     )
     if not known:
