@@ -12,6 +12,8 @@ from vqtok.architecture import Architecture
 from vqtok.networks import (
     ConvDecoder,
     ConvEncoder,
+    CosmosDecoder,
+    CosmosEncoder,
     Emu3Decoder,
     Emu3Encoder,
     Magvit2Decoder,
@@ -36,6 +38,16 @@ CONV = {
     "dim": 4,
 }
 PLAIN = {"channels": 32, "multipliers": (1, 2, 2), "residual_blocks": 1, "dim": 4}
+COSMOS = {
+    "channels": 32,
+    "multipliers": (1, 2),
+    "residual_blocks": 1,
+    "attention_levels": (1,),
+    "z_channels": 16,
+    "dim": 4,
+    "patch": 4,
+    "halvings": 1,
+}
 EMU3 = {**PLAIN, "attention_levels": (2,), "z_channels": 4, "heads": 2, "frames": 4}
 PAIRS = {
     "small": (lambda: SmallEncoder(**SMALL), lambda: SmallDecoder(**SMALL), 8),
@@ -43,6 +55,7 @@ PAIRS = {
     "maskgit": (lambda: MaskgitEncoder(**PLAIN), lambda: MaskgitDecoder(**PLAIN), 4),
     "magvit2": (lambda: Magvit2Encoder(**PLAIN), lambda: Magvit2Decoder(**PLAIN), 4),
     "emu3": (lambda: Emu3Encoder(**EMU3), lambda: Emu3Decoder(**EMU3), 4),
+    "cosmos": (lambda: CosmosEncoder(**COSMOS), lambda: CosmosDecoder(**COSMOS), 8),
 }
 
 

@@ -11,8 +11,7 @@ from vqtok.adapters.conv_backbone import AROUND, LEAF, NORM_OUT, conv_channels, 
 from vqtok.adapters.family import Facts, Family, Tensors, published
 from vqtok.adapters.ibq import SEED_VOKEN_UNSEEN
 from vqtok.adapters.rules import Rename, Rule
-from vqtok.architecture import Architecture, LookupFreeQuantizerSection
-from vqtok.architecture.networks import Magvit2Network
+from vqtok.architecture import Architecture, LookupFreeQuantizerSection, Magvit2Network
 from vqtok.errors import MismatchError
 from vqtok.images import PreprocessSpec
 

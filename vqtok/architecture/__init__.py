@@ -17,6 +17,7 @@ from vqtok.architecture.networks import ConvNetwork as ConvNetwork
 from vqtok.architecture.networks import CosmosNetwork as CosmosNetwork
 from vqtok.architecture.networks import DvaeNetwork as DvaeNetwork
 from vqtok.architecture.networks import Emu3Network as Emu3Network
+from vqtok.architecture.networks import Magvit2Network as Magvit2Network
 from vqtok.architecture.networks import MaskgitNetwork as MaskgitNetwork
 from vqtok.architecture.networks import MergerSection as MergerSection
 from vqtok.architecture.networks import SmallNetwork as SmallNetwork
