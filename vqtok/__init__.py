@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vqtok import ops as ops
     from vqtok.dynamic import DynamicTokenizer as DynamicTokenizer
     from vqtok.errors import VqtokError as VqtokError
+    from vqtok.exporting import export as export
     from vqtok.hierarchy import HierarchicalTokenizer as HierarchicalTokenizer
     from vqtok.image_tokenizer import ImageTokenizer as ImageTokenizer
     from vqtok.images import PreprocessSpec as PreprocessSpec
@@ -63,6 +64,7 @@ _HOME = {
     "VectorQuantizer": "quantizers",
     "VqtokError": "errors",
     "build": "loading",
+    "export": "exporting",
     "load": "loading",
     "load_tokens": "store",
     "ops": "",
