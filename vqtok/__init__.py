@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vqtok.images import PreprocessSpec as PreprocessSpec
     from vqtok.loading import build as build
     from vqtok.loading import load as load
+    from vqtok.onnx import export_onnx as export_onnx
     from vqtok.quantizers import BinarySphericalQuantizer as BinarySphericalQuantizer
     from vqtok.quantizers import EmaQuantizer as EmaQuantizer
     from vqtok.quantizers import FiniteScalarQuantizer as FiniteScalarQuantizer
@@ -65,6 +66,7 @@ _HOME = {
     "VqtokError": "errors",
     "build": "loading",
     "export": "exporting",
+    "export_onnx": "onnx",
     "load": "loading",
     "load_tokens": "store",
     "ops": "",

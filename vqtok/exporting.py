@@ -17,10 +17,10 @@ from vqtok.adapters.containers import read_entries, read_tensor
 from vqtok.adapters.family import Family
 from vqtok.architecture import ModelCard
 from vqtok.errors import ConfigError, IntegrityError, MismatchError, escape
-from vqtok.grid import GridTokenizer
 from vqtok.image_tokenizer import ImageTokenizer
 from vqtok.images import PreprocessSpec
 from vqtok.loading import with_weights
+from vqtok.networks import AbsentDecoder
 from vqtok.store import safetensors
 from vqtok.store.commit import commit
 from vqtok.store.commit_folder import commit_folder
@@ -164,15 +164,19 @@ def _first_difference(own: ImageTokenizer, other: ImageTokenizer) -> str:
     tokens = own.encode(pixels)
     if own.vocab_size != other.vocab_size or not torch.equal(tokens.ids, other.encode(pixels).ids):
         return "codes"
-    if isinstance(own, GridTokenizer) and not _decodes(own):
-        return "" if not _decodes(other) else "pixels"
+    if not has_decoder(own) or not has_decoder(other):
+        return "" if has_decoder(own) == has_decoder(other) else "pixels"
     return "" if torch.equal(own.decode(tokens), other.decode(tokens)) else "pixels"
 
 
-def _decodes(tokenizer: ImageTokenizer) -> bool:
-    """Tell whether a model has the decoder that some publishers leave out."""
-    decoder = getattr(tokenizer.card and tokenizer.card.architecture, "decoder", None)
-    return getattr(decoder, "type", "") != "absent"
+def has_decoder(tokenizer: ImageTokenizer) -> bool:
+    """Tell whether a model has the decoder that some publishers leave out.
+
+    >>> import vqtok
+    >>> has_decoder(vqtok.load())
+    True
+    """
+    return not any(isinstance(module, AbsentDecoder) for module in tokenizer.modules())
 
 
 def _split(tensors: Mapping[str, Tensor], family: Family) -> dict[str, dict[str, Tensor]]:

@@ -13,7 +13,7 @@ FLOORS = [
     {"__main__", "cli"},
     {"data", "dataset", "training", "evaluation"},
     {
-        *("loading", "exporting", "hub", "onnx"),
+        *("loading", "exporting", "hub", "onnx", "standard_ops"),
         *("image_tokenizer", "grid", "tokenizer", "hierarchy", "dynamic", "tiling", "streaming", "identity"),
         *("presets", "architecture", "store", "adapters"),
     },
