@@ -134,7 +134,7 @@ def load(
     if model is None:
         with resources.as_file(resources.files("vqtok") / "assets" / DEFAULT_MODEL) as folder:
             tokenizer = _load_folder(folder)
-    elif family is None and config is None and _is_ours(Path(model)):
+    elif family is None and config is None and is_ours(Path(model)):
         tokenizer = _load_folder(Path(model))
     else:
         tokenizer = _load_foreign(Path(model), family, config)
@@ -157,8 +157,12 @@ def find_device(device: str | torch.device) -> torch.device:
     return target
 
 
-def _is_ours(path: Path) -> bool:
-    """Tell whether a path is a model folder, or what is nothing of anybody's and so shall be refused as one."""
+def is_ours(path: Path) -> bool:
+    """Tell whether a path is a model folder, or what is nothing of anybody's and so shall be refused as one.
+
+    >>> is_ours(Path("nothing-of-this-name"))
+    True
+    """
     try:
         if not path.is_dir():
             return not path.is_file()

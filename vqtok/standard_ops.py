@@ -86,6 +86,19 @@ class UnitLatents(nn.Module):
         return F.normalize(latents.float(), dim=-1, eps=LEAST_LENGTH)
 
 
+class Attention(nn.Module):
+    """Attention of one head [B, N, D], which exporters know with an axis of heads only.
+
+    >>> x = torch.randn(2, 5, 4)
+    >>> torch.allclose(Attention()(x, x, x), F.scaled_dot_product_attention(x, x, x), atol=1e-6)
+    True
+    """
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return the attended values [B, N, D]."""
+        return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
+
+
 class Constant(nn.Module):
     """A tensor that depends on weights alone.
 
@@ -125,7 +138,7 @@ def standardize(traced: fx.GraphModule) -> fx.GraphModule:
     for number, node in enumerate([*traced.graph.nodes]):
         if node.op == "call_module" and node.target == "_guards_fn":  # what it checks is in the example's shapes
             traced.graph.erase_node(node)
-        elif node.op == "call_function" and str(node.target).startswith(_PREFIX):
+        elif node.op == "call_function" and (str(node.target).startswith(_PREFIX) or _is_bare_attention(node)):
             name = f"standard_{number}"
             module, inputs = _replacement(str(node.target).split(".")[1], node, constants)
             traced.add_submodule(name, module)
@@ -162,6 +175,13 @@ class _Constants:
         raise ConfigError("expected a codebook that does not depend on the image: it has no ONNX form")
 
 
+def _is_bare_attention(node: fx.Node) -> bool:
+    """Tell whether a node is attention without heads, mask or scale."""
+    if node.target is not torch.ops.aten.scaled_dot_product_attention.default or len(node.args) > 3 or node.kwargs:
+        return False
+    return isinstance(node.args[0], fx.Node) and node.args[0].meta["val"].dim() == 3
+
+
 def _replacement(name: str, node: fx.Node, constants: _Constants) -> tuple[nn.Module, tuple[Any, ...]]:
     """Return the module for an op, and what of the op's arguments goes into it."""
     if name not in _MODULES:
@@ -175,6 +195,7 @@ _MODULES: Mapping[str, _Make] = {
         NearestRow(known.of(node.args[1]), str(node.args[2])),
         node.args[:1],
     ),
+    "scaled_dot_product_attention": lambda node, known: (Attention(), node.args),
     "normalize_codebook": lambda node, known: (Constant(ops.normalize_codebook(known.of(node.args[0]))), ()),
     "half_squared_norms": lambda node, known: (Constant(ops.half_squared_norms(known.of(node.args[0]))), ()),
     "normalize_latents": lambda node, known: (UnitLatents(), node.args[:1]),
