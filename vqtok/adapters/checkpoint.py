@@ -12,11 +12,13 @@ from torch import Tensor
 
 from vqtok.adapters import rules, settings, sniff
 from vqtok.adapters.containers import Entries, Entry, read_tensor
+from vqtok.adapters.cosmos import COSMOS_FSQ
 from vqtok.adapters.diffusers import DIFFUSERS_VQMODEL
 from vqtok.adapters.emu3 import HF_EMU3_VQ
 from vqtok.adapters.family import Family, Tensors, table
 from vqtok.adapters.files import find_parts
 from vqtok.adapters.ibq import SEED_VOKEN_IBQ, TAMING_GUMBEL
+from vqtok.adapters.lavit import LAVIT_DYNAMIC
 from vqtok.adapters.llamagen import LLAMAGEN_VQ
 from vqtok.adapters.maskgit import MASKGIT_VQGAN
 from vqtok.adapters.rules import Shape
@@ -24,6 +26,7 @@ from vqtok.adapters.taming import TAMING_VQGAN
 from vqtok.adapters.titok import TITOK
 from vqtok.adapters.transformers import HF_CHAMELEON_VQ, HF_JANUS_VQ
 from vqtok.adapters.vit_vqgan import VIT_VQGAN
+from vqtok.adapters.vqvae2 import VQVAE2
 from vqtok.architecture import ModelCard
 from vqtok.errors import ConfigError, MismatchError
 
@@ -41,6 +44,9 @@ FAMILIES: Mapping[str, Family] = {
         TITOK,
         SEED_VOKEN_IBQ,
         TAMING_GUMBEL,
+        VQVAE2,
+        LAVIT_DYNAMIC,
+        COSMOS_FSQ,
     )
 }
 

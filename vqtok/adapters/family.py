@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from vqtok.adapters.rules import Rule, Shape, Source
-from vqtok.architecture import Architecture
+from vqtok.architecture import AnyArchitecture
 from vqtok.errors import MismatchError
 from vqtok.images import PreprocessSpec
 
@@ -77,8 +77,8 @@ class Family:
     without: tuple[str, ...] = ()
     rules: tuple[Rule, ...]
     variant: Callable[[Collection[str]], tuple[Rule, ...]] | None = None
-    architecture: Callable[[Tensors, Facts, PreprocessSpec], Architecture]
-    facts: Callable[[Architecture, Facts], Facts]
+    architecture: Callable[[Tensors, Facts, PreprocessSpec], AnyArchitecture]
+    facts: Callable[[Any, Facts], Facts]  # of what its own architecture gives
     words: Mapping[str, str]
     classes: tuple[str, ...] = ()
     likely: Callable[[Mapping[str, Shape]], bool] = lambda shapes: True

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from vqtok.adapters.conv_backbone import LEAF
+from vqtok.adapters.family import Facts, Family, Tensors, published
 from vqtok.adapters.rules import Drop, Rename, Reshape, Rule
+from vqtok.architecture import EmaQuantizerSection, HierarchicalArchitecture, Vqvae2NetworkSection
+from vqtok.errors import MismatchError
+from vqtok.images import PreprocessSpec
+
+_FACTOR = 8  # pixels of a top code, each way: the publisher's strides of 4 and 2 are its class's own
 
 
 def _stack(foreign: str, native: str, first: int) -> tuple[Rule, ...]:
@@ -41,3 +47,57 @@ def vqvae2_rules(names: Collection[str]) -> tuple[Rule, ...]:
         Reshape("quantize_b.embed", "quantizer.bottom.codebook", "transpose"),
         Drop("quantize_{level:t|b}.{average:cluster_size|embed_avg}", "averages that training goes on from"),
     )
+
+
+def _architecture(tensors: Tensors, stated: Facts, spec: PreprocessSpec) -> HierarchicalArchitecture:
+    dim, codebook = tensors["network.to_top.weight"][0], tensors["quantizer.top.codebook"]
+    if codebook[0] == dim != codebook[-1]:
+        raise MismatchError(f"expected codebooks [{dim}, codes], got {codebook[::-1]}: they are transposed")
+    blocks, inner = tensors.count("network.decode_both.1."), "network.decode_both.1.0.conv3.weight"
+    network = Vqvae2NetworkSection(
+        channels=tensors["network.to_top.weight"][1],
+        residual_blocks=blocks,
+        # Without a block nothing has this width, whatever it is said to be.
+        residual_channels=tensors[inner][0] if blocks else stated.get("residual_channels", 32),
+    )
+    averages = {"decay": stated["decay"]} if "decay" in stated else {}
+    return HierarchicalArchitecture(
+        network=network,
+        quantizer=EmaQuantizerSection(dim=dim, vocab_size=codebook[0], **averages),
+        preprocess=spec.model_copy(update={"multiple": _FACTOR}),
+    )
+
+
+def _facts(architecture: HierarchicalArchitecture, stated: Facts) -> Facts:
+    network, quantizer = architecture.network, architecture.quantizer
+    return {
+        "pixel_channels": 3,
+        "channels": network.channels,
+        "residual_blocks": network.residual_blocks,
+        "residual_channels": network.residual_channels,
+        "dim": getattr(quantizer, "dim", None),
+        "vocab_size": getattr(quantizer, "vocab_size", None),
+    }
+
+
+VQVAE2 = Family(
+    name="vqvae2",
+    source="rosinality/vq-vae-2-pytorch, vqvae.py, VQVAE",
+    anchor="enc_b.blocks.0.weight",
+    marks=("enc_t.blocks.0.weight", "quantize_t.embed", "quantize_b.embed", "upsample_t.weight"),
+    rules=vqvae2_rules(()),
+    variant=vqvae2_rules,
+    architecture=_architecture,
+    facts=_facts,
+    words={
+        "in_channel": "pixel_channels",
+        "channel": "channels",
+        "n_res_block": "residual_blocks",
+        "n_res_channel": "residual_channels",
+        "embed_dim": "dim",
+        "n_embed": "vocab_size",
+        "decay": "decay",
+    },
+    classes=("vqvae.VQVAE",),
+    preprocess=published(filter="bilinear"),
+)

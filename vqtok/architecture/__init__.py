@@ -4,6 +4,7 @@ A configuration can only name what stands in this package; nothing in it is an i
 """
 
 from vqtok.architecture.models import FORMAT as FORMAT
+from vqtok.architecture.models import AnyArchitecture as AnyArchitecture
 from vqtok.architecture.models import Architecture as Architecture
 from vqtok.architecture.models import DynamicArchitecture as DynamicArchitecture
 from vqtok.architecture.models import HierarchicalArchitecture as HierarchicalArchitecture
@@ -13,6 +14,7 @@ from vqtok.architecture.networks import DECODERS as DECODERS
 from vqtok.architecture.networks import ENCODERS as ENCODERS
 from vqtok.architecture.networks import AbsentNetwork as AbsentNetwork
 from vqtok.architecture.networks import ConvNetwork as ConvNetwork
+from vqtok.architecture.networks import CosmosNetwork as CosmosNetwork
 from vqtok.architecture.networks import DvaeNetwork as DvaeNetwork
 from vqtok.architecture.networks import Emu3Network as Emu3Network
 from vqtok.architecture.networks import MaskgitNetwork as MaskgitNetwork

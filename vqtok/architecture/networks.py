@@ -14,6 +14,8 @@ from vqtok.networks import (
     AbsentDecoder,
     ConvDecoder,
     ConvEncoder,
+    CosmosDecoder,
+    CosmosEncoder,
     DvaeDecoder,
     DvaeEncoder,
     Emu3Decoder,
@@ -76,6 +78,34 @@ class ConvNetwork(Section):
     def factor(self) -> int:
         """Pixels a latent, each way."""
         return 2 ** (len(self.multipliers) - 1)
+
+
+class CosmosNetwork(Section):
+    """Arguments of `CosmosEncoder` and `CosmosDecoder`."""
+
+    type: Literal["cosmos"] = "cosmos"
+    channels: Annotated[int, Field(ge=32, le=1 << 12, multiple_of=32)] = 128
+    multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=16)]
+    residual_blocks: Annotated[Blocks, Field(ge=1)] = 2
+    attention_levels: Annotated[tuple[Annotated[int, Field(ge=0, lt=16)], ...], Field(max_length=16)]
+    z_channels: Width = 256
+    patch: Annotated[int, Field(ge=1, le=1 << 10)] = 4
+    patching: Literal["haar", "rearrange"] = "haar"
+    halvings: Annotated[int, Field(ge=0, le=16)]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        """Refuse wavelets of other patches than powers of 2, and more halvings than levels."""
+        if self.patching == "haar" and self.patch & (self.patch - 1):
+            raise ValueError(f"expected a patch that is a power of 2 with patching 'haar', got {self.patch}")
+        if self.halvings > len(self.multipliers):
+            raise ValueError(f"expected at most {len(self.multipliers)} halvings, one a level, got {self.halvings}")
+        return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return self.patch * 2**self.halvings
 
 
 class AbsentNetwork(Section):
@@ -185,7 +215,7 @@ class Vqvae2NetworkSection(Section):
     """Arguments of `Vqvae2Network`."""
 
     type: Literal["vqvae2"] = "vqvae2"
-    channels: Annotated[Width, Field(multiple_of=2)] = 128
+    channels: Annotated[int, Field(ge=2, le=1 << 16)] = 128
     residual_blocks: Blocks = 2
     residual_channels: Width = 32
 
@@ -235,22 +265,28 @@ class TeacherSection(Section):
 
 
 class TransformerSection(Section):
-    """Arguments of `Merger` and `FeatureDecoder`, but for the width, which is the teacher's."""
+    """Arguments of `FeatureDecoder`; its own width and its features' are the teacher's where none is given."""
 
     depth: Blocks
     heads: Heads
     mlp_width: Width
+    decoder_width: Width | None = None
+    feature_width: Width | None = None
 
 
-class MergerSection(TransformerSection):
+class MergerSection(Section):
     """Arguments of `Merger`, but for the width, which is the teacher's."""
 
+    depth: Blocks
+    heads: Heads
+    mlp_width: Width
     leak: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 Network = Annotated[
     SmallNetwork
     | ConvNetwork
+    | CosmosNetwork
     | MaskgitNetwork
     | Emu3Network
     | TitokNetwork
@@ -264,6 +300,7 @@ Network = Annotated[
 ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "small": SmallEncoder,
     "conv": ConvEncoder,
+    "cosmos": CosmosEncoder,
     "maskgit": MaskgitEncoder,
     "emu3": Emu3Encoder,
     "titok": TitokEncoder,
@@ -273,6 +310,7 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
 DECODERS: dict[str, Callable[..., nn.Module]] = {
     "small": SmallDecoder,
     "conv": ConvDecoder,
+    "cosmos": CosmosDecoder,
     "maskgit": MaskgitDecoder,
     "emu3": Emu3Decoder,
     "titok-decoder": TitokDecoder,

@@ -3,6 +3,8 @@
 from vqtok.networks.conv import AbsentDecoder as AbsentDecoder
 from vqtok.networks.conv import ConvDecoder as ConvDecoder
 from vqtok.networks.conv import ConvEncoder as ConvEncoder
+from vqtok.networks.cosmos import CosmosDecoder as CosmosDecoder
+from vqtok.networks.cosmos import CosmosEncoder as CosmosEncoder
 from vqtok.networks.discriminators import PatchDiscriminator as PatchDiscriminator
 from vqtok.networks.discriminators import StyleDiscriminator as StyleDiscriminator
 from vqtok.networks.dvae import DvaeDecoder as DvaeDecoder

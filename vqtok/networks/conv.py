@@ -107,7 +107,8 @@ class Level(nn.Module):
         return x
 
 
-def _middle(channels: int, attention: bool, groups: int) -> nn.Sequential:
+def middle_blocks(channels: int, attention: bool, groups: int) -> nn.Sequential:
+    """Return what lies between encoder and decoder: a residual block, attention or none, a residual block."""
     return nn.Sequential(
         ResidualBlock(channels, channels, groups),
         Attention(channels, groups) if attention else nn.Identity(),
@@ -160,7 +161,7 @@ class ConvEncoder(nn.Module):
             for i, (before, after) in enumerate(pairwise(widths))
         )
         self.downsamples = nn.ModuleList(Downsample(width) for width in widths[1:-1])
-        self.middle = _middle(widths[-1], middle_attention, groups)
+        self.middle = middle_blocks(widths[-1], middle_attention, groups)
         self.norm_out = Normalize(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
         self.to_latents = nn.Conv2d(z_channels, dim, 1)
@@ -206,7 +207,7 @@ class ConvDecoder(nn.Module):
         widths.append(widths[-1])
         self.from_latents = nn.Conv2d(dim, z_channels, 1)
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.middle = _middle(widths[-1], middle_attention, groups)
+        self.middle = middle_blocks(widths[-1], middle_attention, groups)
         # Level i of the list is the publisher's level i: the finest comes first, and the forward runs from the last.
         self.levels = nn.ModuleList(
             Level(before, after, residual_blocks + 1, i in attention_levels, groups)

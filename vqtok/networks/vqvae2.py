@@ -16,7 +16,7 @@ class Vqvae2Network(nn.Module):
     """Encoders and decoders of both levels; a top latent stands for 8 x 8 pixels, a bottom latent for 4 x 4.
 
     Args:
-        channels: width, even; the paper has 128.
+        channels: width, at least 2; the paper has 128.
         residual_blocks: blocks of each encoder and decoder; the paper has 2.
         residual_channels: hidden width of a block; the paper has 32.
         dim: channels of the latents of both levels; the paper has 64.
