@@ -16,6 +16,7 @@ from vqtok import adapters, store
 from vqtok.adapters.containers import read_entries, read_tensor
 from vqtok.adapters.family import Family
 from vqtok.architecture import ModelCard
+from vqtok.dynamic import DynamicTokenizer
 from vqtok.errors import ConfigError, IntegrityError, MismatchError, escape
 from vqtok.image_tokenizer import ImageTokenizer
 from vqtok.images import PreprocessSpec
@@ -161,9 +162,11 @@ def _first_difference(own: ImageTokenizer, other: ImageTokenizer) -> str:
     pixels = own.spec.low + (own.spec.high - own.spec.low) * noise
     if not torch.equal(own.latents(pixels), other.latents(pixels)):
         return "latents"
-    tokens = own.encode(pixels)
-    if own.vocab_size != other.vocab_size or not torch.equal(tokens.ids, other.encode(pixels).ids):
+    tokens, others = own.encode(pixels), other.encode(pixels)
+    if own.vocab_size != other.vocab_size or not torch.equal(tokens.ids, others.ids):
         return "codes"
+    if isinstance(own, DynamicTokenizer) and isinstance(other, DynamicTokenizer):
+        return "" if torch.equal(own.decode_features(tokens), other.decode_features(others)) else "features"
     if not has_decoder(own) or not has_decoder(other):
         return "" if has_decoder(own) == has_decoder(other) else "pixels"
     return "" if torch.equal(own.decode(tokens), other.decode(tokens)) else "pixels"
@@ -182,10 +185,11 @@ def has_decoder(tokenizer: ImageTokenizer) -> bool:
 def _split(tensors: Mapping[str, Tensor], family: Family) -> dict[str, dict[str, Tensor]]:
     """Return tensors by file for a family that publishes several; whole pickled modules are never written."""
     parts = next(parts for parts in family.parts if all(Path(name).suffix in SUFFIXES for name in parts))
-    return {
-        file: {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-        for file, prefix in parts.items()
-    }
+    files: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
+    for name, x in tensors.items():
+        file = max((file for file in parts if name.startswith(parts[file])), key=lambda file: len(parts[file]))
+        files[file][name.removeprefix(parts[file])] = x
+    return files
 
 
 def _packed(path: Path, tensors: Mapping[str, Tensor], family: Family) -> list[memoryview]:

@@ -58,7 +58,7 @@ def test_unknown_keys_and_other_weights_are_refused(saved, tmp_path):
         (place := tmp_path / name).mkdir()
         (place / "config.json").write_text(json.dumps({**config, **change}))
         (place / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-        with pytest.raises(ConfigError, match="auto_map|extra"):
+        with pytest.raises(ConfigError, match=r"auto_map|extra"):
             vqtok.Tokenizer.from_pretrained(place)
 
 
@@ -91,53 +91,48 @@ def test_another_class_a_revision_of_a_folder_and_no_folder_are_refused(saved, t
 # The hub's own client, and a server that has one repository -----------------------------------------------------------
 
 
+class Repository(BaseHTTPRequestHandler):
+    """Answers as the hub does for one repository, owner/name at COMMIT."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path, files = self.path.split("?")[0], self.server.files
+        self.server.asked.append(path)
+        start = f"/owner/name/resolve/{COMMIT}/"
+        rows = [{"rfilename": n, "type": "file", "path": n, "size": len(x), "oid": "0" * 40} for n, x in files.items()]
+        if path.startswith("/api/models/owner/name/tree/"):
+            self.answer(json.dumps(rows).encode())
+        elif path.startswith("/api/models/owner/name"):
+            self.answer(json.dumps({"id": "owner/name", "sha": COMMIT, "siblings": rows}).encode())
+        elif path.startswith(start) and path.removeprefix(start) in files:
+            self.answer(files[path.removeprefix(start)])
+        else:
+            self.answer(b"{}", 404)
+
+    def answer(self, body, status=200):
+        self.send_response(status)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
 @contextmanager
 def server(files):
-    """Serve files as the repository owner/name at COMMIT, and note what was asked for."""
-    asked = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-        def do_HEAD(self):
-            self.do_GET()
-
-        def do_GET(self):
-            path = self.path.split("?")[0]
-            asked.append(path)
-            start = f"/owner/name/resolve/{COMMIT}/"
-            if path.startswith("/api/models/owner/name"):
-                siblings = [
-                    {"rfilename": name, "type": "file", "path": name, "size": len(files[name])} for name in files
-                ]
-                listing = [{**x, "oid": "0" * 40} for x in siblings]
-                info = {"id": "owner/name", "sha": COMMIT, "siblings": siblings}
-                self.answer(json.dumps(listing if "/tree/" in path else info).encode())
-            elif path.startswith(start) and path.removeprefix(start) in files:
-                self.answer(files[path.removeprefix(start)])
-            else:
-                self.answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
-
-        def answer(self, body, status=200, more=()):
-            self.send_response(status)
-            etag = hashlib.sha256(body).hexdigest()
-            for key, value in {
-                "X-Repo-Commit": COMMIT,
-                "ETag": f'"{etag}"',
-                "Content-Length": len(body),
-                **dict(more),
-            }.items():
-                self.send_header(key, str(value))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    """Serve files as the repository owner/name, and note what was asked for."""
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Repository)
+    http.files, http.asked = files, []
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{http.server_port}", asked
+        yield f"http://127.0.0.1:{http.server_port}", http.asked
     finally:
         http.shutdown()
         http.server_close()
@@ -146,19 +141,24 @@ def server(files):
 
 PROGRAM = """
 import json, sys, vqtok
-tokenizer = vqtok.Tokenizer.from_pretrained("owner/name", cache_dir=sys.argv[1], **json.loads(sys.argv[2]))
-print(json.dumps([tokenizer.fingerprint, tokenizer.card.provenance["loaded_from"]]))
+for cache, options in json.loads(sys.argv[1]):
+    try:
+        tokenizer = vqtok.Tokenizer.from_pretrained("owner/name", cache_dir=cache, **options)
+    except vqtok.VqtokError as error:
+        print(json.dumps(f"{type(error).__name__}: {error}"))
+    else:
+        print(json.dumps([tokenizer.fingerprint, tokenizer.card.provenance["loaded_from"]]))
 """
 
 
-def ask(endpoint, cache, **options):
-    """Load in a process of its own: the hub's client reads its endpoint when it is imported."""
+def ask(endpoint, *questions):
+    """Load several times in a process of its own: the hub's client reads its endpoint when it is imported."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(cache), json.dumps(options)],
-        capture_output=True, text=True, timeout=100, env=environment, check=False,
-    )  # fmt: skip
-    return json.loads(done.stdout) if done.returncode == 0 else done.stderr
+    words = json.dumps([(str(cache), options) for cache, options in questions])
+    command = [sys.executable, "-c", PROGRAM, words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_a_repository_is_fetched_once_by_commit_and_nothing_else_of_it(saved, tmp_path):
@@ -167,25 +167,26 @@ def test_a_repository_is_fetched_once_by_commit_and_nothing_else_of_it(saved, tm
     files = {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
     others = {"modeling_evil.py": b"raise SystemExit(3)", "pytorch_model.bin": b"\x80", "sub/model.safetensors": b"x"}
     with server(files | others) as (endpoint, asked):
-        fingerprint, origin = ask(endpoint, tmp_path, revision="v1")
-        assert fingerprint == tokenizer.fingerprint
-        hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        assert origin == {"repo": "owner/name", "revision": COMMIT, "sha256": hashes}
-        fetched = {Path(path).name for path in asked if "/resolve/" in path}
-        assert fetched == set(files)
-        assert not any("evil" in path or ".bin" in path for path in asked)
-        asked.clear()
-        assert ask(endpoint, tmp_path, revision=COMMIT, local_files_only=True) == [fingerprint, origin]
-        assert asked == []
-        assert "vqtok.errors.InputError" in ask(endpoint, tmp_path / "empty", local_files_only=True)
+        offline = {"revision": COMMIT, "local_files_only": True}
+        first, again, empty = ask(
+            endpoint, (tmp_path, {"revision": "v1"}), (tmp_path, offline), (tmp_path / "empty", offline)
+        )
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    assert first == [tokenizer.fingerprint, {"repo": "owner/name", "revision": COMMIT, "sha256": hashes}]
+    assert again == first
+    assert empty.startswith("InputError: 'owner/name': expected the Hugging Face Hub")
+    fetched = [path for path in asked if "/resolve/" in path]
+    assert {path.rpartition("/")[2] for path in fetched} == set(files)
+    assert not any("evil" in path or ".bin" in path or "sub" in path for path in asked)
 
 
-def test_a_repository_without_safetensors_and_one_that_is_not_there_are_refused(tmp_path):
+def test_a_repository_without_safetensors_is_refused_and_nothing_of_it_fetched(tmp_path):
     pytest.importorskip("huggingface_hub")
     with server({"config.json": b"{}", "pytorch_model.bin": b"\x80"}) as (endpoint, asked):
-        assert "InputError" in (told := ask(endpoint, tmp_path))
-        assert "got none" in told
-        assert not any(".bin" in path for path in asked)
+        (told,) = ask(endpoint, (tmp_path, {}))
+    assert told.startswith("InputError")
+    assert "got none" in told
+    assert not any(".bin" in path for path in asked)
 
 
 def test_uploads_are_the_model_folder(saved, monkeypatch):
