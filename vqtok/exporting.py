@@ -165,11 +165,14 @@ def _first_difference(own: ImageTokenizer, other: ImageTokenizer) -> str:
     tokens, others = own.encode(pixels), other.encode(pixels)
     if own.vocab_size != other.vocab_size or not torch.equal(tokens.ids, others.ids):
         return "codes"
-    if isinstance(own, DynamicTokenizer) and isinstance(other, DynamicTokenizer):
-        return "" if torch.equal(own.decode_features(tokens), other.decode_features(others)) else "features"
     if not has_decoder(own) or not has_decoder(other):
         return "" if has_decoder(own) == has_decoder(other) else "pixels"
-    return "" if torch.equal(own.decode(tokens), other.decode(tokens)) else "pixels"
+    return "" if torch.equal(_decoded(own, tokens), _decoded(other, others)) else "pixels"
+
+
+def _decoded(tokenizer: ImageTokenizer, tokens: Any) -> Tensor:
+    """Return the pixels of tokens; of runs the features, for which a published model needs no decoder of pixels."""
+    return tokenizer.decode_features(tokens) if isinstance(tokenizer, DynamicTokenizer) else tokenizer.decode(tokens)
 
 
 def has_decoder(tokenizer: ImageTokenizer) -> bool:

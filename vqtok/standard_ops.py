@@ -167,9 +167,10 @@ class _Constants:
                 value = getattr(value, part)
             return value
         if node.op == "call_function" and callable(node.target):
-            arguments = fx.map_arg((node.args, node.kwargs), self.of)
+            arguments: Any = fx.map_arg(node.args, self.of)
+            named: Any = fx.map_arg(node.kwargs, self.of)
             with torch.no_grad():
-                return node.target(*arguments[0], **arguments[1])
+                return node.target(*arguments, **named)
         if node.op == "call_module" and not node.args:
             return self.traced.get_submodule(str(node.target))()
         raise ConfigError("expected a codebook that does not depend on the image: it has no ONNX form")
@@ -177,9 +178,10 @@ class _Constants:
 
 def _is_bare_attention(node: fx.Node) -> bool:
     """Tell whether a node is attention without heads, mask or scale."""
-    if node.target is not torch.ops.aten.scaled_dot_product_attention.default or len(node.args) > 3 or node.kwargs:
+    if node.target is not torch.ops.aten.scaled_dot_product_attention.default or len(node.args) != 3 or node.kwargs:
         return False
-    return isinstance(node.args[0], fx.Node) and node.args[0].meta["val"].dim() == 3
+    query: Any = node.args[0]
+    return query.meta["val"].dim() == 3
 
 
 def _replacement(name: str, node: fx.Node, constants: _Constants) -> tuple[nn.Module, tuple[Any, ...]]:
