@@ -59,7 +59,7 @@ TRIALS = (
     Trial("rqvae-tiny"),
     Trial("vqgan-tiny", learning_rate=1e-3),
     Trial("vqgan-gumbel-tiny", {"l2": 1.0, "kl": 0.0}, learning_rate=2e-3, continuous=0.2),
-    Trial("dvae-tiny", {**_STATISTICS, "kl": 0.0}, learning_rate=2e-3, steps=(3000, 3000), continuous=0.2),
+    Trial("dvae-tiny", {**_STATISTICS, "kl": 0.0}, learning_rate=2e-3, steps=(3000, 5000), continuous=0.2),
     Trial("vit-vqgan-tiny", {**_STATISTICS, "commitment": 0.06}, learning_rate=1e-3, steps=(2000, 3000), continuous=0.5),
 )
 
@@ -183,7 +183,7 @@ def main() -> None:
 
 
 def draw(results: Mapping[str, Mapping[str, list[dict[str, float]]]], target: Path) -> None:
-    """Draw PSNR over seconds, one panel for one image and one for 64."""
+    """Draw PSNR over steps, one panel for one image and one for 64."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -192,10 +192,10 @@ def draw(results: Mapping[str, Mapping[str, list[dict[str, float]]]], target: Pa
     axes = figure.subplots(1, 2)
     for panel, (count, goal) in zip(axes, (("1", 35), ("64", 27)), strict=True):
         for preset, curves in results.items():
-            panel.plot([p["seconds"] for p in curves[count]], [p["psnr"] for p in curves[count]], label=preset)
+            panel.plot([p["step"] for p in curves[count]], [p["psnr"] for p in curves[count]], label=preset)
         panel.axhline(goal, color="0.6", linestyle=":", linewidth=1)
         panel.set_title("one image" if count == "1" else "64 crops of 64 photographs", loc="left")
-        panel.set_xlabel("seconds on one core")
+        panel.set_xlabel("steps")
         panel.set_ylabel("PSNR of what the tokens give back, dB")
         panel.spines[["top", "right"]].set_visible(False)
     axes[1].legend(frameon=False, fontsize=8)

@@ -7,6 +7,7 @@ import pickle
 import struct
 import sys
 import types
+import warnings
 import zipfile
 
 import pytest
@@ -401,7 +402,7 @@ def test_where_names_cannot_tell_both_candidates_are_named(averages, four_blocks
     whose = tokenizer if averages else four_blocks
     state = adapters.export(whose.inference_tensors(), "taming_vqgan")
     if averages:
-        state |= {f"model_ema.{name.replace('.', '')}": torch.zeros_like(x) for name, x in state.items()}
+        state |= {f"model_ema.{name.replace('.', '')}": torch.ones_like(x) for name, x in state.items()}
     path = saved(tmp_path / "x.ckpt", {"state_dict": state})
     with pytest.raises(ConfigError, match=r"taming_vqgan and seed_voken_ibq.*give family="):
         vqtok.load(path)
@@ -410,8 +411,76 @@ def test_where_names_cannot_tell_both_candidates_are_named(averages, four_blocks
         vqtok.load(path, config={"model": {"target": "taming.models.vqgan.VQModel", "params": {"n_embed": 24}}}), whose
     )
     (tmp_path / "x.yaml").write_text("model: {class_path: src.IBQ.models.ibqgan.IBQ, init_args: {n_embed: 24}}")
-    with pytest.raises(ConfigError, match="seed_voken_ibq"):
-        vqtok.load(path)
+    for ibq in (vqtok.load(path), vqtok.load(path, family="seed_voken_ibq")):
+        assert ibq.card.architecture.quantizer.type == "ibq"
+        assert averages == all(bool((x == 1).all()) for x in ibq.inference_tensors().values())
+        assert averages or same(ibq, whose)
+
+
+def averages_of(state):
+    return {f"model_ema.{name.replace('.', '')}": x + 1 for name, x in state.items()}
+
+
+def test_averages_of_some_tensors_are_refused(state, tmp_path):
+    """Half a model as it was trained and half its average is no model."""
+    averages = averages_of(state)
+    for name in ("encoder.conv_in.bias", "quantize.embedding.weight"):
+        del averages[f"model_ema.{name.replace('.', '')}"]
+    path = saved(tmp_path / "x.ckpt", {"state_dict": state | averages})
+    with pytest.raises(MismatchError, match=r"none of 2: encoder\.conv_in\.bias, quantize\.embedding\.weight"):
+        vqtok.load(path, family="seed_voken_ibq")
+
+
+def test_an_average_of_nothing_is_left_over(state, tmp_path):
+    beside = {
+        "model_ema.decay": torch.tensor(0.999),
+        "model_ema.num_updates": torch.tensor(-1, dtype=torch.int32),
+        "model_ema.lossdiscriminatormain0weight": torch.zeros(2),
+    }
+    path = saved(tmp_path / "x.ckpt", {"state_dict": state | averages_of(state) | beside})
+    loaded = adapters.export(vqtok.load(path, family="seed_voken_ibq").inference_tensors(), "seed_voken_ibq")
+    assert all(torch.equal(loaded[name], x + 1) for name, x in state.items())
+    saved(path, {"state_dict": state | averages_of(state) | {"model_ema.encoderextraweight": torch.zeros(2)}})
+    with pytest.raises(MismatchError, match=r"left over 'model_ema\.encoderextraweight'"):
+        vqtok.load(path, family="seed_voken_ibq")
+
+
+@pytest.mark.parametrize("wrong", [{"entropy_temperature": 0}, {"entropy_temperature": "cold"}, {"n_embed": 25}])
+def test_options_that_ibq_does_not_have_are_refused(wrong, state, tmp_path):
+    path = saved(tmp_path / "x.ckpt", state)
+    good = {"entropy_temperature": 0.5, "use_entropy_loss": False, "n_embed": 24}
+    quantizer = vqtok.load(path, family="seed_voken_ibq", config=good).card.architecture.quantizer
+    assert (quantizer.entropy_temperature, quantizer.penalties) == (0.5, ())
+    with pytest.raises(VqtokError, match=f"{next(iter(wrong.values()))}"):
+        vqtok.load(path, family="seed_voken_ibq", config=good | wrong)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_modules_that_were_pickled_whole_are_read_without_their_classes(legacy, monkeypatch, tmp_path):
+    """DALL-E's files are modules of classes that need not be there; torch's older format has their source beside."""
+    torch.manual_seed(0)
+    tokenizer = vqtok.build("dvae-tiny", vocab_size=30, latent_dim=30, dim=8, channels=8).eval()
+    for name in ("dall_e", "dall_e.utils"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    made = type("Conv2d", (torch.nn.Module,), {"__module__": "dall_e.utils"})
+    monkeypatch.setattr(sys.modules["dall_e.utils"], "Conv2d", made, raising=False)
+    roots = {"encoder": torch.nn.Module(), "decoder": torch.nn.Module()}
+    for name, tensor in adapters.export(tokenizer.inference_tensors(), "openai_dvae").items():
+        *path, leaf = name.split(".")
+        module = roots[path[0]]
+        for part in path[1:]:
+            if part not in module._modules:
+                module.add_module(part, made())
+            module = module._modules[part]
+        module.register_parameter(leaf, torch.nn.Parameter(tensor.clone()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch looks for sources of classes that have none
+        for name, module in roots.items():
+            torch.save(module, tmp_path / f"{name}.pkl", _use_new_zipfile_serialization=not legacy)
+    monkeypatch.undo()
+    for path in (tmp_path, tmp_path / "encoder.pkl", tmp_path / "decoder.pkl"):
+        assert same(vqtok.load(path), tokenizer)
+    assert "dall_e" not in sys.modules
 
 
 def test_chameleons_whole_checkpoint_has_tamings_names_and_its_own_pixels(state, tokenizer, tmp_path):

@@ -85,7 +85,13 @@ def test_two_tensors_for_one_name_are_refused():
         apply(rules, {"a": (1,), "b": (1,)})
 
 
-SHAPES = {"linear-to-conv": (5, 3), "transpose": (5, 3), "first": (1, 5, 3), "one-hot": (5, 3, 1, 1)}
+SHAPES = {
+    "linear-to-conv": (5, 3),
+    "conv-to-linear": (5, 3, 1, 1),
+    "transpose": (5, 3),
+    "first": (1, 5, 3),
+    "one-hot": (5, 3, 1, 1),
+}
 
 
 @pytest.mark.parametrize("change", ["", *CHANGES])
@@ -102,6 +108,19 @@ def test_a_linear_layer_is_the_convolution_it_becomes():
     x = torch.randn(2, 3, 4, 4)
     conv = torch.nn.functional.conv2d(x, changed(linear.weight, "linear-to-conv"), linear.bias)
     torch.testing.assert_close(conv, linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+def test_a_convolution_is_the_linear_layer_it_becomes():
+    conv = torch.nn.Conv2d(3, 5, 1)
+    x = torch.randn(2, 3, 4, 4)
+    linear = torch.nn.functional.linear(x.permute(0, 2, 3, 1), changed(conv.weight, "conv-to-linear"), conv.bias)
+    torch.testing.assert_close(linear.permute(0, 3, 1, 2), conv(x))
+
+
+@pytest.mark.parametrize("change", ["one-hot", "conv-to-linear"])
+def test_what_is_no_1x1_convolution_keeps_its_shape_and_will_not_fit(change):
+    for shape in ((5, 3, 3, 3), (5, 3), (5,), ()):
+        assert changed_shape(shape, change) == shape
 
 
 def test_every_difference_is_said_at_once():

@@ -1,6 +1,5 @@
 """Our networks, with a publisher's weights under our names, give what the publisher's code gave."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -8,40 +7,21 @@ import pytest
 import torch
 
 from vqtok import VectorQuantizer
+from vqtok.adapters.rules import apply, changed
+from vqtok.adapters.vit_vqgan import RULES
 from vqtok.networks import VitDecoder, VitEncoder
 
 FOLDER = Path(__file__).parents[1] / "golden" / "published" / "vit_vqgan"
 SIZES = {"dim": 16, "width": 96, "depth": 2, "heads": 2, "mlp_width": 160, "patch": 8}
-RENAMES = [
-    (r"^encoder\.en_pos_embedding$", "encoder.positions.table"),
-    (r"^decoder\.de_pos_embedding$", "decoder.positions.table"),
-    (r"^encoder\.to_patch_embedding\.0\.", "encoder.from_pixels."),
-    (r"^decoder\.to_pixel\.1\.", "decoder.to_pixels."),
-    (r"^pre_quant\.", "encoder.to_latents."),
-    (r"^post_quant\.", "decoder.from_latents."),
-    (r"\.transformer\.layers\.(\d+)\.0\.norm\.", r".blocks.\1.norm1."),
-    (r"\.transformer\.layers\.(\d+)\.0\.fn\.", r".blocks.\1.attention."),
-    (r"\.transformer\.layers\.(\d+)\.1\.norm\.", r".blocks.\1.norm2."),
-    (r"\.transformer\.layers\.(\d+)\.1\.fn\.net\.0\.", r".blocks.\1.mlp.to_hidden."),
-    (r"\.transformer\.layers\.(\d+)\.1\.fn\.net\.2\.", r".blocks.\1.mlp.to_out."),
-    (r"\.transformer\.norm\.", ".norm."),
-    (r"^quantizer\.embedding\.weight$", "quantizer.codebook"),
-]
-
-
-def renamed(name: str) -> str:
-    for pattern, ours in RENAMES:
-        name = re.sub(pattern, ours, name)
-    return name
 
 
 @pytest.fixture(scope="module")
 def parts():
     """Encoder, quantizer and decoder with the publisher's weights: every tensor has a place, and every place one."""
     stored = torch.load(FOLDER / "model.ckpt", weights_only=True)["state_dict"]
-    weights = {renamed(name): x for name, x in stored.items() if not name.startswith("loss.")}
-    for side in ("encoder", "decoder"):
-        weights[f"{side}.positions.table"] = weights[f"{side}.positions.table"][0]
+    found = apply(RULES, {name: tuple(x.shape) for name, x in stored.items()})
+    assert found.leftovers == ()
+    weights = {name: changed(stored[source.name], source.change) for name, source in found.tensors.items()}
     parts = torch.nn.ModuleDict(
         {
             "encoder": VitEncoder(**SIZES, positions="stored", grid=(8, 8)),

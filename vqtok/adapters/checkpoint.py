@@ -17,10 +17,13 @@ from vqtok.adapters.diffusers import DIFFUSERS_VQMODEL
 from vqtok.adapters.emu3 import HF_EMU3_VQ
 from vqtok.adapters.family import Family, Tensors, table
 from vqtok.adapters.files import find_parts
-from vqtok.adapters.ibq import SEED_VOKEN_IBQ, TAMING_GUMBEL
+from vqtok.adapters.gumbel import TAMING_GUMBEL
+from vqtok.adapters.ibq import SEED_VOKEN_IBQ
 from vqtok.adapters.lavit import LAVIT_DYNAMIC
 from vqtok.adapters.llamagen import LLAMAGEN_VQ
 from vqtok.adapters.maskgit import MASKGIT_VQGAN
+from vqtok.adapters.open_magvit2 import OPEN_MAGVIT2_LFQ
+from vqtok.adapters.openai_dvae import OPENAI_DVAE
 from vqtok.adapters.rules import Shape
 from vqtok.adapters.taming import TAMING_VQGAN
 from vqtok.adapters.titok import TITOK
@@ -28,12 +31,13 @@ from vqtok.adapters.transformers import HF_CHAMELEON_VQ, HF_JANUS_VQ
 from vqtok.adapters.vit_vqgan import VIT_VQGAN
 from vqtok.adapters.vqvae2 import VQVAE2
 from vqtok.architecture import ModelCard
-from vqtok.errors import ConfigError, MismatchError
+from vqtok.errors import ConfigError, MismatchError, escape
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
     for family in (
         TAMING_VQGAN,
+        TAMING_GUMBEL,
         LLAMAGEN_VQ,
         HF_JANUS_VQ,
         DIFFUSERS_VQMODEL,
@@ -44,11 +48,16 @@ FAMILIES: Mapping[str, Family] = {
         TITOK,
         SEED_VOKEN_IBQ,
         TAMING_GUMBEL,
+        OPEN_MAGVIT2_LFQ,
+        OPENAI_DVAE,
         VQVAE2,
         LAVIT_DYNAMIC,
         COSMOS_FSQ,
     )
 }
+
+
+_AVERAGES = "model_ema."
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +125,10 @@ def open_checkpoint(
         said = None  # another file that happens to lie there
     prefix = sniff.prefix_of(chosen, [*entries]) or ""
     inside = {name.removeprefix(prefix): entry for name, entry in entries.items() if name.startswith(prefix)}
+    stated = settings.stated(said, chosen)
     if chosen.averaged:
-        inside = averaged(inside)
-    return _describe(chosen, inside, settings.stated(said, chosen), place.name)
+        inside = averaged(chosen, inside) if stated.get("averaged", True) else _as_trained(inside)
+    return _describe(chosen, inside, stated, place.name)
 
 
 def _describe(family: Family, entries: Entries, stated: dict[str, Any], name: str) -> ForeignModel:
@@ -132,13 +142,29 @@ def _describe(family: Family, entries: Entries, stated: dict[str, Any], name: st
     return ForeignModel(family, ModelCard(architecture=architecture, provenance=provenance), entries, applied)
 
 
-def averaged(entries: Entries) -> Entries:
-    """Return each tensor's average where there is one, which is named ``model_ema.`` and the name without its dots."""
-    return {
-        name: entries.get(f"model_ema.{name.replace('.', '')}", entry)
-        for name, entry in entries.items()
-        if not name.startswith("model_ema.")
-    } | {name: entry for name, entry in entries.items() if name in ("model_ema.decay", "model_ema.num_updates")}
+def averaged(family: Family, entries: Entries) -> Entries:
+    """Return a checkpoint with each tensor's average in its place; one without averages as it is.
+
+    An average is named ``model_ema.`` and the tensor's name without its dots. One that is of no tensor stays, for the
+    table to leave it over.
+
+    Raises:
+        MismatchError: some of the model's tensors have an average and others none.
+    """
+    averages = {name: f"{_AVERAGES}{name.replace('.', '')}" for name in entries if not name.startswith(_AVERAGES)}
+    used = rules.apply(table(family, [*entries]), {name: entry.shape for name, entry in entries.items()}).tensors
+    without = [source.name for source in used.values() if averages[source.name] not in entries]
+    if without and len(without) < len(used):
+        raise MismatchError(
+            f"expected averages ({_AVERAGES}) of all tensors or of none, got none of {len(without)}: "
+            f"{escape(', '.join(without[:9]))}. Is it whole? Without averages: config={{'use_ema': False}}"
+        )
+    taken = {*averages.values()}
+    return {name: entries.get(averages.get(name, ""), entry) for name, entry in entries.items() if name not in taken}
+
+
+def _as_trained(entries: Entries) -> Entries:
+    return {name: entry for name, entry in entries.items() if not name.startswith(_AVERAGES)}
 
 
 def export(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from math import gcd
-from typing import Any
+from typing import TypedDict
 
 from vqtok.adapters.family import Facts, Tensors
 from vqtok.adapters.rules import Rename, Reshape, Rule
-from vqtok.architecture import AbsentNetwork, Architecture, ConvNetwork, VectorQuantizerSection
+from vqtok.architecture import AbsentNetwork, Architecture, ConvNetwork
+from vqtok.architecture.quantizers import QuantizerSection
 from vqtok.errors import ConfigError, MismatchError
 from vqtok.images import PreprocessSpec
 
@@ -92,8 +93,8 @@ def conv_network(tensors: Tensors, net: str, groups: int = 32) -> ConvNetwork:
     count = tensors.count(f"{net}.levels.")
     if not count:
         raise MismatchError(f"expected levels of the {net}, but the checkpoint has none: is it whole, of this family?")
-    widths = [_channels(tensors, f"{net}.levels.{i}.blocks.0.conv1.weight")[0] for i in range(count)]
-    stem = _channels(tensors, f"{net}.conv_in.weight")[0] if net == "encoder" else widths[0]
+    widths = [conv_channels(tensors, f"{net}.levels.{i}.blocks.0.conv1.weight")[0] for i in range(count)]
+    stem = conv_channels(tensors, f"{net}.conv_in.weight")[0] if net == "encoder" else widths[0]
     base = _base([stem, *widths], groups)
     blocks = max(tensors.count(f"{net}.levels.{i}.blocks.") for i in range(count)) - (net == "decoder")
     side = "encoder.conv_out.weight" if net == "encoder" else "decoder.conv_in.weight"
@@ -102,7 +103,7 @@ def conv_network(tensors: Tensors, net: str, groups: int = 32) -> ConvNetwork:
         multipliers=tuple(width // base for width in widths),
         residual_blocks=blocks,
         attention_levels=tuple(i for i in range(count) if tensors.count(f"{net}.levels.{i}.attentions.")),
-        z_channels=_channels(tensors, side)[net == "decoder"],
+        z_channels=conv_channels(tensors, side)[net == "decoder"],
         groups=groups,
         middle_attention=f"{net}.middle.1.query.weight" in tensors,
         stem=stem // base,
@@ -110,22 +111,29 @@ def conv_network(tensors: Tensors, net: str, groups: int = 32) -> ConvNetwork:
 
 
 def conv_architecture(
-    tensors: Tensors, spec: PreprocessSpec, groups: int = 32, decoder: bool = True, **quantizer: Any
+    tensors: Tensors, spec: PreprocessSpec, quantizer: QuantizerSection, groups: int = 32, decoder: bool = True
 ) -> Architecture:
-    """Return a whole model of the backbone and a `VectorQuantizer` with these options."""
+    """Return a whole model of the backbone and a quantizer."""
     encoder = conv_network(tensors, "encoder", groups)
-    absent = AbsentNetwork(z_channels=_channels(tensors, "decoder.from_latents.weight")[0], factor=encoder.factor)
+    absent = AbsentNetwork(z_channels=conv_channels(tensors, "decoder.from_latents.weight")[0], factor=encoder.factor)
     return Architecture(
         encoder=encoder,
-        quantizer=VectorQuantizerSection(**codebook_size(tensors), **quantizer),
+        quantizer=quantizer,
         decoder=conv_network(tensors, "decoder", groups) if decoder else absent,
         preprocess=spec.model_copy(update={"multiple": encoder.factor}),
     )
 
 
-def codebook_size(tensors: Tensors) -> dict[str, int]:
-    """Return ``dim`` and ``vocab_size``: the projection to latents says which side of the codebook is which."""
-    dim = _channels(tensors, "encoder.to_latents.weight")[0]
+class CodebookSize(TypedDict):
+    """How many codes there are, and how long."""
+
+    dim: int
+    vocab_size: int
+
+
+def codebook_size(tensors: Tensors) -> CodebookSize:
+    """Return what the codebook's shape says: the projection to latents says which side of the codebook is which."""
+    dim = conv_channels(tensors, "encoder.to_latents.weight")[0]
     shape = tensors["quantizer.codebook"]
     if len(shape) == 2 and shape[0] == dim != shape[1]:
         raise MismatchError(f"expected a codebook [codes, {dim}], got {shape}: it is transposed")
@@ -175,7 +183,12 @@ def _base(widths: list[int], groups: int) -> int:
     return base
 
 
-def _channels(tensors: Tensors, name: str) -> tuple[int, int]:
+def conv_channels(tensors: Tensors, name: str) -> tuple[int, int]:
+    """Return the channels that a convolution gives and takes, from its weight's shape.
+
+    Raises:
+        MismatchError: it is missing, or of another shape.
+    """
     shape = tensors[name]
     if len(shape) != 4 or 0 in shape:
         raise MismatchError(f"expected a convolution's weight for {name!r}, got one of shape {shape}")

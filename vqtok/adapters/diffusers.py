@@ -5,6 +5,7 @@ from __future__ import annotations
 from vqtok.adapters.conv_backbone import (
     AROUND,
     LEAF,
+    codebook_size,
     conv_architecture,
     conv_facts,
     linear_attention,
@@ -12,7 +13,7 @@ from vqtok.adapters.conv_backbone import (
 )
 from vqtok.adapters.family import Facts, Family, Tensors, published
 from vqtok.adapters.rules import Rename, Rule
-from vqtok.architecture import Architecture
+from vqtok.architecture import Architecture, VectorQuantizerSection
 from vqtok.errors import ConfigError
 from vqtok.images import PreprocessSpec
 
@@ -49,7 +50,8 @@ def _architecture(tensors: Tensors, stated: Facts, spec: PreprocessSpec) -> Arch
         raise ConfigError(f"expected norm_num_groups of at least 1, got {groups!r}")
     # aMUSEd's model, which takes pixels of [0, 1], is the one that looks up codes and has no attention in the middle.
     amused = stated.get("lookup", "encoder.middle.1.query.weight" not in tensors)
-    return conv_architecture(tensors, spec.model_copy(update={"low": 0.0}) if amused else spec, groups)
+    pixels = spec.model_copy(update={"low": 0.0}) if amused else spec
+    return conv_architecture(tensors, pixels, VectorQuantizerSection(**codebook_size(tensors)), groups)
 
 
 DIFFUSERS_VQMODEL = Family(

@@ -6,10 +6,19 @@ coarsest.
 
 from __future__ import annotations
 
-from vqtok.adapters.conv_backbone import AROUND, LEAF, NORM_OUT, attention, conv_architecture, conv_facts, residual
+from vqtok.adapters.conv_backbone import (
+    AROUND,
+    LEAF,
+    NORM_OUT,
+    attention,
+    codebook_size,
+    conv_architecture,
+    conv_facts,
+    residual,
+)
 from vqtok.adapters.family import Facts, Family, Tensors, published
 from vqtok.adapters.rules import Drop, Rename, Rule
-from vqtok.architecture import Architecture, ConvNetwork
+from vqtok.architecture import Architecture, ConvNetwork, VectorQuantizerSection
 from vqtok.images import PreprocessSpec
 
 _UP, _OURS = "decoder.conv_blocks.{level:mirror}", "decoder.levels.{level:mirror}"
@@ -39,7 +48,8 @@ RULES: tuple[Rule, ...] = (
 
 def _architecture(tensors: Tensors, stated: Facts, spec: PreprocessSpec) -> Architecture:
     unit = stated.get("unit", True)  # the publishers' only value
-    return conv_architecture(tensors, spec, metric="cosine" if unit else "l2")
+    quantizer = VectorQuantizerSection(**codebook_size(tensors), metric="cosine" if unit else "l2")
+    return conv_architecture(tensors, spec, quantizer)
 
 
 def _facts(architecture: Architecture, stated: Facts) -> Facts:

@@ -75,9 +75,9 @@ class Drop:
 Rule: TypeAlias = Rename | Reshape | Drop
 
 
-# What a foreign tensor becomes: [O, I] a 1x1 convolution's weight; [A, B] its transposed; [1, ...] without that axis;
-# a 1x1 convolution of one-hot maps [D, K, 1, 1] the codebook [K, D].
-CHANGES = ("linear-to-conv", "transpose", "first", "one-hot")
+# What a foreign tensor becomes: [O, I] a 1x1 convolution's weight, and the other way; [A, B] its transposed; [1, ...]
+# without that axis; a 1x1 convolution of one-hot maps [D, K, 1, 1] the codebook [K, D].
+CHANGES = ("linear-to-conv", "conv-to-linear", "transpose", "first", "one-hot")
 
 
 class Source(NamedTuple):
@@ -180,8 +180,10 @@ def changed_shape(shape: Shape, change: str) -> Shape:
     """Return a foreign shape after a change; a shape that the change is not for stays, and will not fit."""
     if change == "first":
         return shape[1:] if shape[:1] == (1,) else shape
-    if change == "one-hot":
-        return shape[1::-1] if shape[2:] == (1, 1) else shape
+    if change in ("one-hot", "conv-to-linear"):
+        if shape[2:] != (1, 1):
+            return shape
+        return shape[1::-1] if change == "one-hot" else shape[:2]
     if len(shape) != 2 or not change:
         return shape
     return shape[::-1] if change == "transpose" else (*shape, 1, 1)
@@ -195,6 +197,8 @@ def changed(tensor: Tensor, change: str) -> Tensor:
         return tensor[0]
     if change == "one-hot":
         return tensor[:, :, 0, 0].T.contiguous()
+    if change == "conv-to-linear":
+        return tensor[:, :, 0, 0]
     return tensor[..., None, None] if change else tensor
 
 
@@ -206,6 +210,8 @@ def unchanged(tensor: Tensor, change: str) -> Tensor:
         return tensor[None]
     if change == "one-hot":
         return tensor.T.contiguous()[:, :, None, None]
+    if change == "conv-to-linear":
+        return tensor[:, :, None, None]
     return tensor[..., 0, 0] if change else tensor
 
 

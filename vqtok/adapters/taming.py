@@ -6,14 +6,15 @@ The publisher's ``legacy`` puts beta on the codebook term: to train on as it did
 
 from __future__ import annotations
 
-from vqtok.adapters.conv_backbone import conv_architecture, conv_facts, named_levels
+from vqtok.adapters.conv_backbone import codebook_size, conv_architecture, conv_facts, named_levels
 from vqtok.adapters.family import Facts, Family, Tensors, published
 from vqtok.adapters.rules import Drop, Rule, Shapes
-from vqtok.architecture import Architecture
+from vqtok.architecture import Architecture, VectorQuantizerSection
 from vqtok.images import PreprocessSpec
 
 UNSEEN: tuple[Rule, ...] = (
     Drop("loss.*", "discriminator and perceptual network"),
+    Drop("colorize", "colours in which logs show segmentations"),
     Drop("model_ema.*", "averages, which take the place of the raw weights where the family says so"),
 )
 WORDS = {
@@ -36,7 +37,7 @@ RULES: tuple[Rule, ...] = (*named_levels("{level}"), *UNSEEN)
 
 
 def _architecture(tensors: Tensors, stated: Facts, spec: PreprocessSpec) -> Architecture:
-    return conv_architecture(tensors, spec)
+    return conv_architecture(tensors, spec, VectorQuantizerSection(**codebook_size(tensors)))
 
 
 def four_blocks_or_averages(shapes: Shapes) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vqtok.adapters.conv_backbone import conv_architecture, conv_facts, named_levels
+from vqtok.adapters.conv_backbone import codebook_size, conv_architecture, conv_facts, named_levels
 from vqtok.adapters.family import Facts, Family, Tensors, published
 from vqtok.adapters.taming import MARKS, UNSEEN
 from vqtok.adapters.taming import RULES as TAMING_RULES
-from vqtok.architecture import Architecture
+from vqtok.architecture import Architecture, VectorQuantizerSection
 from vqtok.images import PreprocessSpec
 
 _WORDS = {
@@ -24,12 +24,13 @@ def _janus(tensors: Tensors, stated: Facts, spec: PreprocessSpec) -> Architectur
 
     DeepSeek's own code compares unit vectors; with the same weights it gives other tokens (family llamagen_vq).
     """
-    return conv_architecture(tensors, spec, unit_vectors=True)
+    return conv_architecture(tensors, spec, VectorQuantizerSection(**codebook_size(tensors), unit_vectors=True))
 
 
 def _chameleon(tensors: Tensors, stated: Facts, spec: PreprocessSpec) -> Architecture:
     """Build the encoder half, and the decoder where the original checkpoint has it."""
-    return conv_architecture(tensors, spec, decoder="decoder.conv_in.weight" in tensors)
+    quantizer = VectorQuantizerSection(**codebook_size(tensors))
+    return conv_architecture(tensors, spec, quantizer, decoder="decoder.conv_in.weight" in tensors)
 
 
 HF_JANUS_VQ = Family(

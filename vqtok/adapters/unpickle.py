@@ -205,9 +205,19 @@ def _call(machine: _Machine, _: Any) -> None:
     machine.stack.append(call(*arguments) if call else Inert(callee, arguments))
 
 
+def _class_of_module(key: tuple[Any, ...]) -> Name | None:
+    """Return what torch's older format says of a module's class, beside whose name it has its source."""
+    return key[1] if len(key) == 4 and key[0] == "module" and isinstance(key[1], Name) else None
+
+
 def _persistent(machine: _Machine, _: Any) -> None:
     key = machine.stack.pop()
-    if not isinstance(key, tuple) or len(key) not in (5, 6) or key[0] != "storage" or (len(key) == 6 and key[5]):
+    if not isinstance(key, tuple):
+        raise _Damaged("what lies elsewhere is described otherwise")
+    if (name := _class_of_module(key)) is not None:
+        machine.stack.append(name)
+        return
+    if len(key) not in (5, 6) or key[0] != "storage" or (len(key) == 6 and key[5]):
         raise _Damaged("a storage is described otherwise")
     kind, name, length = key[1], key[2], key[4]
     if not isinstance(kind, Name) or kind.name not in STORAGES or not isinstance(name, str) or type(length) is not int:

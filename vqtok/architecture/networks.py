@@ -20,6 +20,8 @@ from vqtok.networks import (
     DvaeEncoder,
     Emu3Decoder,
     Emu3Encoder,
+    Magvit2Decoder,
+    Magvit2Encoder,
     MaskgitDecoder,
     MaskgitEncoder,
     SmallDecoder,
@@ -130,6 +132,20 @@ class MaskgitNetwork(Section):
         if any(self.channels * multiplier % 32 for multiplier in (1, *self.multipliers)):
             raise ValueError("expected widths that are multiples of 32")
         return self
+
+    @property
+    def factor(self) -> int:
+        """Pixels a latent, each way."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+class Magvit2Network(Section):
+    """Arguments of `Magvit2Encoder` and `Magvit2Decoder`."""
+
+    type: Literal["magvit2"] = "magvit2"
+    channels: Annotated[int, Field(ge=32, le=1 << 12, multiple_of=32)] = 128
+    multipliers: Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=16)]
+    residual_blocks: Annotated[Blocks, Field(ge=1)] = 4
 
     @property
     def factor(self) -> int:
@@ -288,6 +304,7 @@ Network = Annotated[
     | ConvNetwork
     | CosmosNetwork
     | MaskgitNetwork
+    | Magvit2Network
     | Emu3Network
     | TitokNetwork
     | TitokDecoderNetwork
@@ -302,6 +319,7 @@ ENCODERS: dict[str, Callable[..., nn.Module]] = {
     "conv": ConvEncoder,
     "cosmos": CosmosEncoder,
     "maskgit": MaskgitEncoder,
+    "magvit2": Magvit2Encoder,
     "emu3": Emu3Encoder,
     "titok": TitokEncoder,
     "dvae": DvaeEncoder,
@@ -312,6 +330,7 @@ DECODERS: dict[str, Callable[..., nn.Module]] = {
     "conv": ConvDecoder,
     "cosmos": CosmosDecoder,
     "maskgit": MaskgitDecoder,
+    "magvit2": Magvit2Decoder,
     "emu3": Emu3Decoder,
     "titok-decoder": TitokDecoder,
     "dvae": DvaeDecoder,

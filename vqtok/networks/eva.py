@@ -122,8 +122,12 @@ class PatchTokens(nn.Module):
 
 
 def initialize(module: nn.Module) -> None:
-    """Normal weights of deviation 0.02, cut at two of them, and no biases: as LaVIT initialises its linear layers."""
+    """Normal weights, cut at two deviations, and no biases.
+
+    The deviation keeps the size of what passes, at any width; LaVIT's 0.02 fits its 1408 channels, and in a narrow
+    network makes four layers whisper: a selector of 96 channels would not learn.
+    """
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
