@@ -31,7 +31,7 @@ bench: .venv/installed-bench     ## vqtok beside other libraries, and what the c
 bench-pytest: .venv/installed-bench  ## the same cases under pytest-benchmark
 	$(BIN)/pytest benchmarks/test_bench.py --benchmark-columns=median,min,rounds
 
-docs: .venv/installed-dev        ## README's blocks and every docstring's example, run
+docs: .venv/installed-dev        ## the blocks of README and docs/models.md and every docstring's example, run
 	$(BIN)/pytest tests/contracts/test_readme.py tests/contracts/test_public_api.py
 
 .venv/installed: $(SOURCES)

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from vqtok import ops as ops
     from vqtok.dynamic import DynamicTokenizer as DynamicTokenizer
     from vqtok.errors import VqtokError as VqtokError
+    from vqtok.exporting import export as export
     from vqtok.hierarchy import HierarchicalTokenizer as HierarchicalTokenizer
     from vqtok.image_tokenizer import ImageTokenizer as ImageTokenizer
     from vqtok.images import PreprocessSpec as PreprocessSpec
     from vqtok.loading import build as build
     from vqtok.loading import load as load
+    from vqtok.onnx import export_onnx as export_onnx
     from vqtok.quantizers import BinarySphericalQuantizer as BinarySphericalQuantizer
     from vqtok.quantizers import EmaQuantizer as EmaQuantizer
     from vqtok.quantizers import FiniteScalarQuantizer as FiniteScalarQuantizer
@@ -63,6 +65,8 @@ _HOME = {
     "VectorQuantizer": "quantizers",
     "VqtokError": "errors",
     "build": "loading",
+    "export": "exporting",
+    "export_onnx": "onnx",
     "load": "loading",
     "load_tokens": "store",
     "ops": "",

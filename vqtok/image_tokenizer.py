@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -15,6 +15,7 @@ import PIL
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from vqtok import images, store, streaming
 from vqtok.architecture import FORMAT, ModelCard, described
@@ -315,6 +316,90 @@ class ImageTokenizer(nn.Module, ABC):
         tensors = {name: x.detach().cpu().numpy() for name, x in self.inference_tensors().items()}
         config = {"format": FORMAT, **self.card.model_dump(mode="json")}
         store.write_model(folder, config, tensors, dtype=STORED[dtype], overwrite=overwrite)
+
+    # The Hugging Face Hub ---------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write a model folder, as `save` does; what `push_to_hub` uploads.
+
+        >>> import tempfile, vqtok
+        >>> vqtok.build("vqvae-cifar").save_pretrained(folder := tempfile.mkdtemp() + "/model")
+        >>> sorted(os.listdir(folder))
+        ['config.json', 'model.safetensors']
+        """
+        self.save(folder, overwrite=overwrite)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        family: str | None = None,
+        config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+        device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+    ) -> Self:
+        """Load a tokenizer from the Hugging Face Hub or from a folder: safetensors only, and never any code.
+
+        Repository, commit and the sha256 of each file are in ``card.provenance["loaded_from"]`` afterwards.
+
+        Args:
+            model: a repository such as ``"owner/name"``, or a local folder, which needs no ``huggingface-hub``.
+            revision: branch, tag or commit of the repository. Only a commit's hash always means the same weights.
+            family: as of `vqtok.load`.
+            config: as of `vqtok.load`.
+            device: where to put it.
+            precision: as of `vqtok.load`.
+            cache_dir: where downloads are kept, if not where the hub's own library keeps them.
+            local_files_only: use what was downloaded before and ask nobody.
+
+        Raises:
+            InputError: there is no such repository, revision or folder, or it has no weights in safetensors.
+            ResourceError: the extra ``vqtok[hub]`` is not installed.
+            MismatchError: the model is of another class than this one; and all else that `vqtok.load` raises.
+
+        >>> import tempfile, vqtok
+        >>> tokenizer = vqtok.build("vqvae-cifar")
+        >>> tokenizer.save_pretrained(folder := tempfile.mkdtemp() + "/model")
+        >>> vqtok.Tokenizer.from_pretrained(folder).fingerprint == tokenizer.fingerprint
+        True
+        """
+        from vqtok.hub import fetch, load_fetched
+
+        fetched = fetch(model, revision, cache_dir, local_files_only)
+        found = load_fetched(fetched, device=device, precision=precision, family=family, config=config)
+        if not isinstance(found, cls):
+            raise MismatchError(
+                f"expected a {cls.__name__}, but {str(model)!r} is a {type(found).__name__}: load it as such, or as "
+                "vqtok.ImageTokenizer"
+            )
+        return found
+
+    def push_to_hub(
+        self, repository: str, *, revision: str | None = None, private: bool = False, message: str = "Upload tokenizer"
+    ) -> str:
+        """Upload ``config.json`` and ``model.safetensors`` to the Hugging Face Hub and return the commit's hash.
+
+        Args:
+            repository: ``"owner/name"``; made when it does not exist.
+            revision: the branch, if not the main one.
+            private: whether a repository that is made is private.
+            message: of the commit.
+
+        Raises:
+            ConfigError: the tokenizer was put together by hand, so no configuration describes it.
+            OutputError: the hub refused.
+            ResourceError: the extra ``vqtok[hub]`` is not installed.
+
+        >>> import vqtok
+        >>> commit = vqtok.load().push_to_hub("me/photo-f8")  # doctest: +SKIP
+        """
+        from vqtok.hub import push
+
+        return push(self, repository, revision=revision, private=private, message=message)
 
 
 def _filled(part: Tensor, length: int) -> Tensor:

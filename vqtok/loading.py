@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -140,7 +140,7 @@ def load(
     if model is None:
         with resources.as_file(resources.files("vqtok") / "assets" / DEFAULT_MODEL) as folder:
             tokenizer = _load_folder(folder)
-    elif family is None and config is None and _is_ours(Path(model)):
+    elif family is None and config is None and is_ours(Path(model)):
         tokenizer = _load_folder(Path(model))
     else:
         tokenizer = _load_foreign(Path(model), family, config)
@@ -163,8 +163,12 @@ def find_device(device: str | torch.device) -> torch.device:
     return target
 
 
-def _is_ours(path: Path) -> bool:
-    """Tell whether a path is a model folder, or what is nothing of anybody's and so shall be refused as one."""
+def is_ours(path: Path) -> bool:
+    """Tell whether a path is a model folder, or what is nothing of anybody's and so shall be refused as one.
+
+    >>> is_ours(Path("nothing-of-this-name"))
+    True
+    """
     try:
         if not path.is_dir():
             return not path.is_file()
@@ -192,17 +196,31 @@ def _load_folder(folder: Path) -> ImageTokenizer:
     if (came := config.pop("format", None)) != FORMAT:
         raise MismatchError(f"{str(folder)!r}: expected a model of format {FORMAT!r}, got {came!r}")
     card = read_section(ModelCard, config, str(folder / "config.json"))
-    tokenizer = _hollow(card)
-    weights = store.read_weights(folder, _shapes(tokenizer))
-    return _filled(tokenizer, {name: torch.from_numpy(x) for name, x in weights.items()})
+
+    def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+        return {name: torch.from_numpy(x) for name, x in store.read_weights(folder, shapes).items()}
+
+    return with_weights(card, weights)
 
 
 def _load_foreign(
     path: Path, family: str | None, config: str | os.PathLike[str] | Mapping[str, Any] | None
 ) -> ImageTokenizer:
     found = adapters.open_checkpoint(path, family=family, config=config)
-    tokenizer = _hollow(found.card)
-    return _filled(tokenizer, found.weights(_shapes(tokenizer)))
+    return with_weights(found.card, found.weights)
+
+
+def with_weights(
+    card: ModelCard, weights: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, torch.Tensor]]
+) -> ImageTokenizer:
+    """Return the tokenizer of a card with weights that are there already.
+
+    Args:
+        card: the model.
+        weights: called once with the shapes of all tensors that inference needs, by name; gives those tensors.
+    """
+    tokenizer = _hollow(card)
+    return _filled(tokenizer, weights(_shapes(tokenizer)))
 
 
 def _hollow(card: ModelCard) -> ImageTokenizer:

@@ -13,7 +13,8 @@ FLOORS = [
     {"__main__", "cli"},
     {"data", "dataset", "training", "evaluation"},
     {
-        *("loading", "image_tokenizer", "grid", "tokenizer", "hierarchy", "dynamic", "tiling", "streaming", "identity"),
+        *("loading", "exporting", "hub", "onnx", "standard_ops"),
+        *("image_tokenizer", "grid", "tokenizer", "hierarchy", "dynamic", "tiling", "streaming", "identity"),
         *("presets", "architecture", "store", "adapters"),
     },
     {"networks", "quantizers", "losses"},

@@ -42,6 +42,10 @@ PUBLIC = {
     "entropy_temperature: 'float' = 0.01) -> 'None'",
     "VqtokError": None,
     "build": "(preset: 'str', **options: 'Any') -> 'ImageTokenizer'",
+    "export": "(tokenizer: 'ImageTokenizer', path: 'str | os.PathLike[str]', family: 'str', *, "
+    "config: 'str | os.PathLike[str] | Mapping[str, Any] | None' = None, overwrite: 'bool' = False) -> 'None'",
+    "export_onnx": "(tokenizer: 'ImageTokenizer', folder: 'str | os.PathLike[str]', *, "
+    "overwrite: 'bool' = False) -> 'None'",
     "load": "(model: 'str | os.PathLike[str] | None' = None, *, device: 'str | torch.device' = 'cpu', "
     "precision: 'Precision' = 'float32', family: 'str | None' = None, "
     "config: 'str | os.PathLike[str] | Mapping[str, Any] | None' = None) -> 'ImageTokenizer'",

@@ -7,3 +7,4 @@ from vqtok.adapters.checkpoint import FAMILIES as FAMILIES
 from vqtok.adapters.checkpoint import ForeignModel as ForeignModel
 from vqtok.adapters.checkpoint import export as export
 from vqtok.adapters.checkpoint import open_checkpoint as open_checkpoint
+from vqtok.adapters.checkpoint import reread as reread

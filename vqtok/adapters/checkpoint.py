@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from vqtok.adapters import rules, settings, sniff
-from vqtok.adapters.containers import Entries, read_tensor
+from vqtok.adapters.containers import Entries, Entry, read_tensor
 from vqtok.adapters.cosmos import COSMOS_FSQ
 from vqtok.adapters.diffusers import DIFFUSERS_VQMODEL
 from vqtok.adapters.emu3 import HF_EMU3_VQ
@@ -185,3 +185,23 @@ def export(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
         raise ConfigError(f"expected a family of {', '.join(FAMILIES)}, got {family!r}")
     names = rules.invert(table(FAMILIES[family], [*tensors]), tensors)
     return {foreign: rules.unchanged(tensors[name].detach(), change) for name, (foreign, change) in names.items()}
+
+
+def reread(
+    tensors: Mapping[str, Tensor], family: str, config: str | os.PathLike[str] | Mapping[str, Any] | None = None
+) -> ForeignModel:
+    """Return what `open_checkpoint` will make of a file with these tensors, which have a publisher's names.
+
+    Args:
+        tensors: what `export` gave.
+        family: a key of `FAMILIES`.
+        config: as of `open_checkpoint`.
+
+    Raises:
+        ConfigError: the configuration is not usable.
+        MismatchError: the tensors are of no model of the family, or of another than the configuration says.
+    """
+    chosen = FAMILIES[family]
+    said = None if config is None else settings.read_settings(config)
+    entries = {name: Entry(tuple(x.shape), x.dtype, lambda x=x: x) for name, x in tensors.items()}
+    return _describe(chosen, entries, settings.stated(said, chosen), family)

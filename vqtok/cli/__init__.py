@@ -23,7 +23,7 @@ COMMANDS = {
     "verify": "Check that a run or a token file is whole; tokenize again and compare.",
     "retry": "Do again what is missing, damaged or failed in a run.",
     "merge": "Put runs into one folder; make an index anew.",
-    "convert": "Turn a run or a token file into other formats, or other formats into token files.",
+    "convert": "Turn a run or a token file into other formats, or back; `convert model`: the same for models.",
     "inspect": "Say what is in a token file or a model folder; draw the tokens.",
     "doctor": "Check this installation: versions, devices, backends, a self-test.",
     "bench": "Time vqtok beside other libraries, after checking that they give the same answers.",
@@ -59,8 +59,8 @@ def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print the version."
 )
-def group() -> None:
-    r"""Images to discrete tokens and back.
+def group() -> None:  # a raw docstring would show click's mark, as it stands
+    """Images to discrete tokens and back.
 
     \b
     vqtok tokenize photo.jpg -o photo.vqt
@@ -69,7 +69,7 @@ def group() -> None:
 
     Exit codes: 0 done, 1 bug, 2 usage, 3 some inputs failed, 4 input missing or unreadable, 5 output not writable or
     exists, 6 damaged file, 7 mismatch, 8 resources, 9 not reproducible, 130 and 143 interrupted.
-    """
+    """  # noqa: D301
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""``vqtok convert``: tokens to the formats of others, and back. Needs no torch."""
+"""``vqtok convert``: tokens to the formats of others, and back; needs no torch. Models: see `convert_model`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,21 @@ _TARGETS = ("npz", "parquet", "jsonl", "webdataset", "bin", "megatron")
 _SUFFIXES = {".npz": "npz", ".parquet": "parquet", ".jsonl": "jsonl", ".tar": "webdataset", ".bin": "bin"}
 
 
-@click.command("convert")
+class _Convert(click.Command):
+    """The command itself, and ``model`` as its first word."""
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Hand the words behind ``model`` to that command; a run of this name is ``./model``."""
+        if args[:1] != ["model"]:
+            return super().make_context(info_name, args, parent, **extra)
+        from vqtok.cli.convert_model import command as of_models
+
+        return of_models.make_context(f"{info_name} model", args[1:], parent, **extra)
+
+
+@click.command("convert", cls=_Convert)
 @click.argument("source", metavar="SRC")
 @click.argument("target", metavar="DST")
 @click.option("--to", "kind", type=click.Choice([*_TARGETS, "vqt"]), help="Format.  [default: by DST's suffix]")
@@ -42,6 +56,8 @@ def command(source: str, target: str, kind: str | None, overwrite: bool, as_json
 
     Offsets and special ids exist in exports only; DST.json records them, and converting back gives the raw codes again.
     SRC may also be a folder of .npy files (LlamaGen, 4M) or TiTok's .jsonl, with --vocab-size.
+
+    Models are converted by `vqtok convert model SRC DST`: see `vqtok convert model --help`.
     """
     if not os.path.lexists(source):
         raise InputError(f"{source!r}: expected a run, a token file or an export, found nothing of that name")

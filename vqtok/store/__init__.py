@@ -7,6 +7,7 @@ from vqtok.store.canonical import canonical_json as canonical_json
 from vqtok.store.fingerprint import codebook_fingerprint as codebook_fingerprint
 from vqtok.store.fingerprint import mapping_fingerprint as mapping_fingerprint
 from vqtok.store.fingerprint import model_fingerprint as model_fingerprint
+from vqtok.store.model_folder import CHECKSUM as CHECKSUM
 from vqtok.store.model_folder import StoredDtype as StoredDtype
 from vqtok.store.model_folder import read_config as read_config
 from vqtok.store.model_folder import read_weights as read_weights
