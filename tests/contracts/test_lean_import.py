@@ -22,7 +22,8 @@ from click.testing import CliRunner
 from vqtok.cli import group
 inspect = ["inspect", {str(tmp_path / "a.vqt")!r}, "--picture", {str(tmp_path / "a.png")!r}]
 commands = ("tokenize", "detokenize", "reconstruct", "bench")
-for arguments in (["--help"], *([name, "--help"] for name in commands), inspect, ["--version"]):
+helps = [["--help"], *([name, "--help"] for name in commands), ["convert", "model", "--help"]]
+for arguments in (*helps, inspect, ["--version"]):
     result = CliRunner().invoke(group, arguments)
     assert result.exit_code == 0, (arguments, result.output)
 assert "torch" not in sys.modules
