@@ -183,7 +183,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 features=TeacherSection(width=96, depth=3, heads=4, mlp_width=192),
                 merger=MergerSection(depth=2, heads=4, mlp_width=192),
                 quantizer=EmaQuantizerSection(
-                    dim=16, vocab_size=1024, metric="cosine", revive_below=0.1, kmeans_iterations=10
+                    dim=32, vocab_size=1024, metric="cosine", revive_below=0.1, kmeans_iterations=10
                 ),
                 feature_decoder=TransformerSection(depth=2, heads=4, mlp_width=192),
                 pixel_decoder=SmallNetwork(channels=(32, 64, 96), residual_blocks=(0, 1, 1)),
