@@ -142,6 +142,27 @@ VQTOK_API int64_t vqtok_compact(const VqtokGrid* values, const bool* keep, void*
 VQTOK_API int64_t vqtok_spread(const void* values, const bool* mask, const void* fill, int64_t B, int64_t N,
                                int64_t row, void* rows, int32_t threads);
 
+// GroupNorm over images of `pixels` pixels and C channels, `groups` groups of C / groups neighbouring channels each: the
+// mean and the (biased) variance of a group in one image, y = (x - mean) / sqrt(variance + eps) * weight + bias, then
+// y / (1 + e^-y) where `silu` is 1. x and y are dense, [B][pixels][C] where `channels_last` is 1 and else
+// [B][C][pixels], of float32 or bfloat16; weight and bias are float32 [C] or null. What an image gives depends on
+// itself alone, and not on `threads` or `instruction_set`.
+struct VqtokGroupNorm {
+    const void* x;
+    void* y;
+    const float* weight;
+    const float* bias;
+    int64_t B;
+    int64_t pixels;
+    int64_t C;
+    int64_t groups;
+    int64_t channels_last;
+    int64_t silu;
+    int64_t type;
+    double eps;
+};
+VQTOK_API int64_t vqtok_group_norm(const VqtokGroupNorm* work, int32_t threads, int32_t instruction_set);
+
 // Operations a second (a multiply-add counts two) of independent float32 multiply-adds on so many threads, measured for
 // so many seconds: what no kernel of this instruction set exceeds. 0 when the instruction set is missing.
 VQTOK_API double vqtok_fma_peak(int32_t threads, double seconds, int32_t instruction_set);

@@ -333,6 +333,8 @@ def test_torch_accepts_the_op(op, layout):
         "compact": (latents[0], codes[0] > 2),
         "pad": (latents[0, 0], torch.tensor([1, 0, 3]), -1),
         "spread": (latents[0, 0], torch.tensor([[True, False, True], [False, True, True]]), 0),
+        "group_norm": (latents, gauss(3, seed=3), None, 1, 1e-6),
+        "group_norm_silu": (latents, None, gauss(3, seed=3), 3, 1e-6),
     }
     opcheck(getattr(torch.ops.vqtok, op).default, inputs[op])
 

@@ -3,6 +3,8 @@
 from vqtok.ops.averages import Averages as Averages
 from vqtok.ops.averages import update_averages as update_averages
 from vqtok.ops.lookup import nearest_code as nearest_code
+from vqtok.ops.normalization import group_norm as group_norm
+from vqtok.ops.normalization import group_norm_silu as group_norm_silu
 from vqtok.ops.norms import half_squared_norms as half_squared_norms
 from vqtok.ops.norms import normalize_codebook as normalize_codebook
 from vqtok.ops.norms import normalize_latents as normalize_latents
@@ -26,6 +28,8 @@ __all__ = [
     "explain",
     "finite_scalar",
     "finite_scalar_vectors",
+    "group_norm",
+    "group_norm_silu",
     "half_squared_norms",
     "nearest_code",
     "normalize_codebook",

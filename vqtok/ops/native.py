@@ -44,6 +44,7 @@ _CALLS = {
     "ema_update": (_POINTER, _SMALL),
     "finite_scalar": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SMALL),
     "compact": (_POINTER, _POINTER, _POINTER, _POINTER, _SMALL),
+    "group_norm": (_POINTER, _SMALL, _SMALL),
     "spread": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _SMALL),
 }
 """What `call` can run: functions that answer with an outcome."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vqtok.ops.arithmetic import fused_multiply_add, normalize_codebook
 from vqtok.ops.checks import finite_blocks
+from vqtok.ops.layout import is_channels_last
 from vqtok.ops.levels import level_bound, level_thresholds
 
 _BLOCK_SCORES = 1 << 18
@@ -323,6 +324,28 @@ def spread(values: Tensor, mask: Tensor, fill: float) -> Tensor:
     return rows
 
 
+def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    """Return (x - mean) / sqrt(variance + eps) * weight + bias by group and image: in float64, rounded once.
+
+    Args:
+        x: [B, C, ...], any floating dtype.
+        weight: [C] or none.
+        bias: [C] or none.
+        groups: a divisor of C.
+        eps: what is added to the biased variance.
+
+    Returns:
+        [B, C, ...] of x's dtype, channels_last where x is and else contiguous.
+    """
+    return _stored_as(_normal(x, weight, bias, groups, eps), x)
+
+
+def group_norm_silu(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    """Return y / (1 + e^-y) of the y that `group_norm` has before it rounds."""
+    y = _normal(x, weight, bias, groups, eps)
+    return _stored_as(y / (1 + (-y).exp()), x)
+
+
 def difference(vectors: Tensor, latents: Tensor) -> Tensor:
     """Return ``vectors - latents`` in at least float32."""
     dtype = common_dtype(vectors, latents)
@@ -332,6 +355,19 @@ def difference(vectors: Tensor, latents: Tensor) -> Tensor:
 def common_dtype(a: Tensor, b: Tensor) -> torch.dtype:
     """Return the dtype that holds both, float32 at least."""
     return torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+
+
+def _normal(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    grouped = x.double().reshape(x.shape[0], groups, -1)
+    off = grouped - grouped.mean(dim=2, keepdim=True)
+    normal = (off / (off.square().mean(dim=2, keepdim=True) + eps).sqrt()).reshape(x.shape)
+    each = (-1, *(1,) * (x.dim() - 2))
+    normal = normal if weight is None else normal * weight.double().reshape(each)
+    return normal if bias is None else normal + bias.double().reshape(each)
+
+
+def _stored_as(y: Tensor, x: Tensor) -> Tensor:
+    return y.to(x.dtype, memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

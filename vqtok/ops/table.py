@@ -160,6 +160,25 @@ PAD = _ragged_op("pad")
 SPREAD = _ragged_op("spread")
 """Called with values [T, ...], mask bool [B, N] and a fill; returns [B, N, ...]: the gradient of compact."""
 
+
+def _normalization(name: str) -> Op:
+    """Return an op of csrc/cpu and torch; on GPUs torch's own is what `vqtok.ops.normalization` calls."""
+    native = Backend(
+        "cpu",
+        f"vqtok.ops.native_normalization:{name}",
+        _CPU,
+        frozenset({torch.float32, torch.bfloat16}),
+        probe="vqtok.ops.native:reason_against",
+    )
+    return Op(name, (native, Backend("reference", f"vqtok.ops.reference:{name}")))
+
+
+GROUP_NORM = _normalization("group_norm")
+"""Called with values [B, C, ...], weight and bias [C] or none, groups and eps; returns [B, C, ...]."""
+
+GROUP_NORM_SILU = _normalization("group_norm_silu")
+"""As `GROUP_NORM`."""
+
 OPS = {
     op.name: op
     for op in (
@@ -180,5 +199,7 @@ OPS = {
         COMPACT,
         PAD,
         SPREAD,
+        GROUP_NORM,
+        GROUP_NORM_SILU,
     )
 }
