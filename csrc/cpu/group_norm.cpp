@@ -27,15 +27,6 @@ struct Moments {
     double mean, squares;
 };
 
-const NormKernels* norm_kernels_for(int32_t instruction_set) {
-#if VQTOK_X86
-    __builtin_cpu_init();
-    if (instruction_set == 2 && __builtin_cpu_supports("avx512f")) return &kAvx512Norm;
-    if (instruction_set >= 1 && __builtin_cpu_supports("avx2")) return &kAvx2Norm;
-#endif
-    return &kPlainNorm;
-}
-
 // What a thread works in: column sums, and what each channel is mapped by.
 class Scratch {
   public:
@@ -94,18 +85,22 @@ class GroupNorm {
   public:
     GroupNorm(const VqtokGroupNorm& work, const NormKernel& kernel, int32_t limit)
         : work_(work), kernel_(kernel), bytes_(work.type == kBFloat16 ? 2 : 4), C_(work.C), P_(work.pixels),
-          G_(work.groups), affine_(3 * work.B * work.C) {
+          G_(work.groups), own_(work.affine != nullptr ? 0 : 3 * work.B * work.C),
+          affine_(work.affine != nullptr ? work.affine : own_.get()) {
         // Reading twice and writing once what comes from memory costs about as much as so many multiply-adds.
         threads_ = useful_threads(16.0 * static_cast<double>(work.B * C_) * static_cast<double>(P_), 1 << 20, limit);
     }
 
-    void run() { work_.channels_last ? channels_last() : contiguous(); }
+    void run() {
+        if (work_.y != nullptr) large_pages(work_.y, work_.B * C_ * P_ * bytes_);
+        work_.channels_last ? channels_last() : contiguous();
+    }
 
   private:
     const void* x(int64_t element) const { return static_cast<const char*>(work_.x) + element * bytes_; }
     void* y(int64_t element) const { return static_cast<char*>(work_.y) + element * bytes_; }
     Affine affine(int64_t b, int64_t c) const {
-        const float* p = affine_.get() + 3 * b * C_ + c;
+        const float* p = affine_ + 3 * b * C_ + c;
         return {p, p + C_, p + 2 * C_, work_.silu != 0};
     }
 
@@ -113,7 +108,7 @@ class GroupNorm {
     void set_affine(int64_t b, int64_t g, const Moments& whole) {
         const double scale = 1 / std::sqrt(whole.squares + work_.eps);
         const auto centre = static_cast<float>(whole.mean);
-        float* p = affine_.get() + 3 * b * C_;
+        float* p = affine_ + 3 * b * C_;
         for (int64_t c = g * (C_ / G_); c < (g + 1) * (C_ / G_); ++c) {
             const double by = work_.weight != nullptr ? scale * work_.weight[c] : scale;
             p[c] = centre;
@@ -138,6 +133,7 @@ class GroupNorm {
         for (int64_t b = 0; b < work_.B; ++b)
             for (int64_t g = 0; g < G_; ++g)
                 set_affine(b, g, together(moments.get() + b * pieces * G_ + g, pieces, G_, elements));
+        if (work_.y == nullptr) return;
         parallel(work_.B * pieces, threads_, [&](int64_t task, int) {
             kernel_.apply(piece(task), affine(task / pieces, 0), y((task / pieces * P_ + task % pieces * each) * C_));
         });
@@ -149,7 +145,7 @@ class GroupNorm {
         parallel(work_.B * G_, threads_, [&](int64_t task, int worker) {
             const int64_t b = task / G_, g = task % G_, length = C_ / G_ * P_, first = task * length;
             set_affine(b, g, stretch(first, length, *scratch[worker]));
-            for (int64_t c = g * (C_ / G_); c < (g + 1) * (C_ / G_); ++c) map_channel(b, c, *scratch[worker]);
+            for (int64_t c = g * (C_ / G_); work_.y != nullptr && c < (g + 1) * (C_ / G_); ++c) map_channel(b, c, *scratch[worker]);
         });
     }
 
@@ -191,18 +187,31 @@ class GroupNorm {
     const VqtokGroupNorm& work_;
     const NormKernel& kernel_;
     const int64_t bytes_, C_, P_, G_;
-    Buffer<float> affine_;
+    const Buffer<float> own_;
+    float* const affine_;
     int threads_;
 };
 
 }  // namespace
+
+const NormKernel& norm_kernel_for(int64_t type, int32_t instruction_set) {
+    const NormKernels* kernels = &kPlainNorm;
+#if VQTOK_X86
+    __builtin_cpu_init();
+    if (instruction_set >= 1 && __builtin_cpu_supports("avx2")) kernels = &kAvx2Norm;
+    if (instruction_set == 2 && __builtin_cpu_supports("avx512f")) kernels = &kAvx512Norm;
+#else
+    (void)instruction_set;
+#endif
+    return type == kBFloat16 ? kernels->of_bfloat16 : kernels->of_float32;
+}
+
 }  // namespace vqtok
 
 int64_t vqtok_group_norm(const VqtokGroupNorm* work, int32_t threads, int32_t instruction_set) {
-    const vqtok::NormKernels& kernels = *vqtok::norm_kernels_for(instruction_set);
     if (work->B == 0 || work->C == 0 || work->pixels == 0) return kDone;
     try {
-        vqtok::GroupNorm(*work, work->type == kBFloat16 ? kernels.of_bfloat16 : kernels.of_float32, threads).run();
+        vqtok::GroupNorm(*work, vqtok::norm_kernel_for(work->type, instruction_set), threads).run();
         return kDone;
     } catch (const std::bad_alloc&) {
         return kNoMemory;

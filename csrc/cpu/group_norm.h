@@ -28,12 +28,16 @@ struct NormKernel {
     // sum[c] and square[c] = the sums of (x - centre[c]) and of its square.
     void (*deviations)(const Columns&, const float* centre, float* sum, float* square);
     void (*apply)(const Columns&, const Affine&, void* y);
+    void (*apply_to_float32)(const Columns&, const Affine&, void* y);
+    void (*widen)(const void* x, int64_t count, float* y);
 };
 
 // For elements of float32 and of bfloat16.
 struct NormKernels {
     NormKernel of_float32, of_bfloat16;
 };
+
+const NormKernel& norm_kernel_for(int64_t type, int32_t instruction_set);
 
 extern const NormKernels kPlainNorm;
 #if VQTOK_X86

@@ -1,43 +1,8 @@
-// The kernels of group_norm.h, written once over vectors of VQTOK_LANES floats. Each norm_*.cpp defines that and
-// VQTOK_TARGET (see scan.h) and includes this file.
-#if !defined(VQTOK_TARGET) || !defined(VQTOK_LANES)
-#error "define VQTOK_TARGET and VQTOK_LANES before including norm_columns.h"
-#endif
-
-#include <cmath>
-#include <cstring>
-
-#include "elements.h"
+// The kernels of group_norm.h, written once over the vectors of lanes.h.
 #include "group_norm.h"
-
-#define VQTOK_INLINE VQTOK_TARGET inline __attribute__((always_inline))
+#include "lanes.h"
 
 namespace {
-
-constexpr int kLanes = VQTOK_LANES;
-typedef float Floats __attribute__((vector_size(kLanes * sizeof(float))));
-typedef uint32_t Words __attribute__((vector_size(kLanes * sizeof(uint32_t))));
-typedef uint16_t Halves __attribute__((vector_size(kLanes * sizeof(uint16_t))));
-
-// Vectors go by reference: by value they would change the calling convention with the instruction set.
-VQTOK_INLINE void load(const float* p, Floats& x) { std::memcpy(&x, p, sizeof x); }
-VQTOK_INLINE void store(float* p, const Floats& x) { std::memcpy(p, &x, sizeof x); }
-
-VQTOK_INLINE void load(const uint16_t* p, Floats& x) {
-    Halves halves;
-    std::memcpy(&halves, p, sizeof halves);
-    const Words words = __builtin_convertvector(halves, Words) << 16;
-    std::memcpy(&x, &words, sizeof x);
-}
-
-VQTOK_INLINE void store(uint16_t* p, const Floats& x) {  // as BFloat16::store
-    Words bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    rounded = x != x ? rounded * 0 + 0x7fc0 : rounded;
-    const Halves halves = __builtin_convertvector(rounded, Halves);
-    std::memcpy(p, &halves, sizeof halves);
-}
 
 // The same in one lane: a vector whose other lanes are idle, so that ends have the bits of what lies before them.
 template <class Stored>
@@ -161,8 +126,8 @@ VQTOK_INLINE void map(Floats& x, const Floats& centre, const Floats& scale, cons
     if constexpr (kSilu) silu(x);
 }
 
-template <bool kSilu, class Stored>
-VQTOK_TARGET void apply_as(const vqtok::Columns& work, const vqtok::Affine& by, Stored* y) {
+template <bool kSilu, class Stored, class Result>
+VQTOK_TARGET void apply_as(const vqtok::Columns& work, const vqtok::Affine& by, Result* y) {
     const auto* x = static_cast<const Stored*>(work.x);
     const int64_t C = work.columns;
     Floats value, centre, scale, shift;
@@ -182,12 +147,23 @@ VQTOK_TARGET void apply_as(const vqtok::Columns& work, const vqtok::Affine& by, 
     }
 }
 
-template <class Stored>
+template <class Stored, class Result>
 VQTOK_TARGET void apply(const vqtok::Columns& work, const vqtok::Affine& by, void* y) {
-    by.silu ? apply_as<true>(work, by, static_cast<Stored*>(y)) : apply_as<false>(work, by, static_cast<Stored*>(y));
+    auto* to = static_cast<Result*>(y);
+    by.silu ? apply_as<true, Stored>(work, by, to) : apply_as<false, Stored>(work, by, to);
 }
 
 template <class Stored>
-constexpr vqtok::NormKernel kKernel{sums<Stored>, deviations<Stored>, apply<Stored>};
+VQTOK_TARGET void widen(const void* x, int64_t count, float* y) {
+    const auto* from = static_cast<const Stored*>(x);
+    Floats value;
+    int64_t i = 0;
+    for (; i + kLanes <= count; i += kLanes) load(from + i, value), store(y + i, value);
+    for (; i < count; ++i) load_one(from + i, value), store_one(y + i, value);
+}
+
+template <class Stored>
+constexpr vqtok::NormKernel kKernel{sums<Stored>, deviations<Stored>, apply<Stored, Stored>, apply<Stored, float>,
+                                      widen<Stored>};
 
 }  // namespace

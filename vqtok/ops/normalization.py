@@ -10,7 +10,7 @@ from vqtok.errors import ConfigError
 from vqtok.ops.checks import FLOATS
 from vqtok.ops.layout import is_channels_last
 from vqtok.ops.registration import register
-from vqtok.ops.table import GROUP_NORM, GROUP_NORM_SILU
+from vqtok.ops.table import GROUP_AFFINE, GROUP_NORM, GROUP_NORM_SILU
 
 
 def group_norm(
@@ -79,6 +79,32 @@ def group_norm_silu(
     return torch.ops.vqtok.group_norm_silu.default(x, weight, bias, groups, eps)
 
 
+def group_affine(
+    x: Tensor, groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6
+) -> Tensor:
+    """Return what `group_norm` does to each channel of each image, for `conv3x3`; no gradient passes.
+
+    Args:
+        x: [B, C, ...], as in `group_norm`.
+        groups: G, a divisor of C.
+        weight: [C], or none for ones.
+        bias: [C], or none for zeros.
+        eps: what is added to the variance.
+
+    Returns:
+        float32 [B, 3, C]: centre, scale and shift of ``(x - centre) * scale + shift``. The centre is the mean in
+        float32; the shift makes good what it lacks.
+
+    Raises:
+        ConfigError: shapes, dtypes or devices do not fit.
+
+    >>> group_affine(torch.tensor([[[1.0, 3.0]]]), groups=1, eps=0.0).flatten().tolist()
+    [2.0, 1.0, 0.0]
+    """
+    _check(x, groups, weight, bias)
+    return torch.ops.vqtok.group_affine.default(x.detach(), weight, bias, groups, eps)
+
+
 def _check(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None) -> None:
     if x.dim() < 2 or x.dtype not in FLOATS:
         raise ConfigError(f"expected float values [B, C, ...], got {x.dtype} {list(x.shape)}")
@@ -116,6 +142,15 @@ def _fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, ep
     return torch.empty_like(x, memory_format=memory)
 
 
+def _compute_group_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    return GROUP_AFFINE.choose(x)(x, weight, bias, groups, eps)
+
+
+def _fake_group_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    return x.new_empty((x.shape[0], 3, x.shape[1]), dtype=torch.float32)
+
+
 _SCHEMA = "(Tensor x, Tensor? weight, Tensor? bias, int groups, float eps) -> Tensor"
 register(f"group_norm{_SCHEMA}", _compute_group_norm, _fake)
 register(f"group_norm_silu{_SCHEMA}", _compute_group_norm_silu, _fake)
+register(f"group_affine{_SCHEMA}", _compute_group_affine, _fake_group_affine)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from vqtok.ops.arithmetic import fused_multiply_add, normalize_codebook
 from vqtok.ops.checks import finite_blocks
@@ -344,6 +345,60 @@ def group_norm_silu(x: Tensor, weight: Tensor | None, bias: Tensor | None, group
     """Return y / (1 + e^-y) of the y that `group_norm` has before it rounds."""
     y = _normal(x, weight, bias, groups, eps)
     return _stored_as(y / (1 + (-y).exp()), x)
+
+
+def group_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    """Return what GroupNorm does to each channel, (x - centre) scale + shift, as centre, scale and shift.
+
+    The centre is the float32 nearest to the group's mean, and what it lacks of the mean is in the shift.
+
+    Returns:
+        float32 [B, 3, C].
+    """
+    count, channels = x.shape[:2]
+    grouped = x.double().reshape(count, groups, -1)
+    mean = grouped.mean(dim=2)
+    spread = ((grouped - mean[..., None]).square().mean(dim=2) + eps).sqrt()
+    mean, spread = (t.repeat_interleave(channels // groups, dim=1) for t in (mean, spread))
+    scale = (1 if weight is None else weight.double()) / spread
+    centre = mean.float()
+    shift = (0 if bias is None else bias.double()) - (mean - centre) * scale
+    return torch.stack((centre, scale.float(), shift.float()), dim=1)
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    affine: Tensor | None,
+    residual: Tensor | None,
+    doubled: bool,
+) -> Tensor:
+    """Return weight * f(x) + bias + residual, with a border of one zero: in float64, rounded once.
+
+    Args:
+        x: [B, C, h, w], any floating dtype.
+        weight: [N, C, 3, 3].
+        packed: not read.
+        bias: [N] or none.
+        affine: float32 [B, 3, C]: f is then y / (1 + e^-y) of y = (x - centre) scale + shift.
+        residual: of the result's shape, or none.
+        doubled: f repeats each value twice each way.
+
+    Returns:
+        [B, N, h, w], or twice as high and wide, of x's dtype, in channels_last.
+    """
+    values = x.double()
+    if affine is not None:
+        centre, scale, shift = affine.double()[..., None, None].unbind(1)
+        normal = (values - centre) * scale + shift
+        values = normal / (1 + (-normal).exp())
+    if doubled:
+        values = values.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    y = conv2d(values, weight.double(), None if bias is None else bias.double(), padding=1)
+    y = y if residual is None else y + residual.double()
+    return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
 
 
 def difference(vectors: Tensor, latents: Tensor) -> Tensor:

@@ -179,6 +179,25 @@ GROUP_NORM = _normalization("group_norm")
 GROUP_NORM_SILU = _normalization("group_norm_silu")
 """As `GROUP_NORM`."""
 
+GROUP_AFFINE = _normalization("group_affine")
+"""As `GROUP_NORM`; returns float32 [B, 3, C]."""
+
+CONV3X3 = Op(
+    "conv3x3",
+    (
+        Backend(
+            "cpu",
+            "vqtok.ops.native_convolution:conv3x3",
+            _CPU,
+            frozenset({torch.float32, torch.bfloat16}),
+            probe="vqtok.ops.native_convolution:reason_against",
+        ),
+        Backend("reference", "vqtok.ops.reference:conv3x3"),
+    ),
+)
+"""Called with values [B, C, h, w], weights [N, C, 3, 3], these packed, bias, affine and residual or none, and whether
+the values are doubled; returns [B, N, h, w]."""
+
 OPS = {
     op.name: op
     for op in (
@@ -201,5 +220,7 @@ OPS = {
         SPREAD,
         GROUP_NORM,
         GROUP_NORM_SILU,
+        GROUP_AFFINE,
+        CONV3X3,
     )
 }
