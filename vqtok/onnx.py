@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vqtok.errors import ConfigError, MismatchError, ResourceError
+from vqtok.errors import ConfigError, MismatchError, ResourceError, escape
 from vqtok.exporting import has_decoder
 from vqtok.grid import GridTokenizer
 from vqtok.image_tokenizer import ImageTokenizer
@@ -27,7 +28,8 @@ from vqtok.store.commit_folder import commit_folder
 
 OPSET = 18
 TOLERANCE = 1e-4  # of pixels, where the model's range has length 2
-_CODES_APART = 0.01  # share of an image of noise; sums are rounded in another order, and fresh codebooks lie close
+_CODES_APART = 0.05  # share of an image of noise; sums are rounded in another order, and fresh codebooks lie close
+_SAME_ROWS = 1e-6
 _MAX_BYTES = 2**31 - 1  # what a protobuf can hold
 
 
@@ -79,7 +81,11 @@ def export_onnx(tokenizer: ImageTokenizer, folder: str | os.PathLike[str], *, ov
     _check_free(Path(folder), overwrite)
     with _evaluating(tokenizer):
         files = {f"{graph.method}.onnx": _exported(tokenizer, graph) for graph in _graphs(tokenizer)}
-        commit_folder(folder, files, verify=lambda written: check_graphs(tokenizer, written), overwrite=overwrite)
+        with tempfile.TemporaryDirectory() as place:  # what is wrong with the numbers is no error of the disk
+            for name, content in files.items():
+                Path(place, name).write_bytes(content)
+            check_graphs(tokenizer, Path(place))
+    commit_folder(folder, files, overwrite=overwrite)
 
 
 def check_graphs(tokenizer: GridTokenizer, folder: Path) -> None:
@@ -94,13 +100,21 @@ def check_graphs(tokenizer: GridTokenizer, folder: Path) -> None:
         (came,) = session.run(None, {graph.names[0]: graph.example.cpu().numpy()})
         with torch.no_grad():
             wanted = _Method(tokenizer, graph.method)(graph.example).cpu()
-        apart = (torch.from_numpy(came) - wanted).abs().float()
-        spec = tokenizer.spec
-        limit = _CODES_APART if graph.method == "encode" else TOLERANCE * (spec.high - spec.low) / 2
-        found = (apart > 0).float().mean() if graph.method == "encode" else apart.max()
-        if not found <= limit:
-            what = "share of other codes" if graph.method == "encode" else "largest difference of pixels"
-            raise MismatchError(f"expected a {what} of at most {limit:.2g} in onnxruntime, got {found:.2g}")
+        _compare(tokenizer, graph.method, torch.from_numpy(came), wanted)
+
+
+def _compare(tokenizer: GridTokenizer, method: str, came: Tensor, wanted: Tensor) -> None:
+    """Compare pixels, or the vectors of codes: of rows that are the same, whichever code came is right."""
+    if method == "encode":
+        with torch.no_grad():
+            vectors, others = (tokenizer.quantizer.decode(x.to(tokenizer.device)) for x in (wanted, came))
+        limit, what = _CODES_APART, "share of other codes"
+        found = ((vectors - others).abs().amax(dim=-1) > _SAME_ROWS).float().mean().item()
+    else:
+        limit, what = TOLERANCE * (tokenizer.spec.high - tokenizer.spec.low) / 2, "largest difference of pixels"
+        found = (came - wanted).abs().max().item()
+    if not found <= limit:
+        raise MismatchError(f"expected a {what} of at most {limit:.2g} in onnxruntime, got {found:.2g}")
 
 
 def _graphs(tokenizer: GridTokenizer) -> Iterator[_Graph]:
@@ -132,7 +146,7 @@ class _Method(nn.Module):
 
 def _exported(tokenizer: GridTokenizer, graph: _Graph) -> bytes:
     """Return a graph's file: traced, ops of vqtok replaced by standard ones, translated."""
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _translation_errors():
         traced = torch.export.export(
             _Method(tokenizer, graph.method), (graph.example,), dynamic_shapes=({**graph.dynamic},)
         )
@@ -173,6 +187,19 @@ def _evaluating(tokenizer: GridTokenizer) -> Iterator[None]:
         yield
     finally:
         tokenizer.train(training)
+
+
+@contextmanager
+def _translation_errors() -> Iterator[None]:
+    """Turn what torch's tracer and exporter refuse into one error."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except (TorchDynamoException, torch.onnx.OnnxExporterError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        told = next((line for line in lines if line.startswith("<class")), lines[0] if lines else type(error).__name__)
+        raise ConfigError(f"expected a model that torch can translate to ONNX, but {escape(told)}") from error
 
 
 @contextmanager

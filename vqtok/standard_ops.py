@@ -30,6 +30,7 @@ class NearestRow(nn.Module):
 
     vectors: Tensor
     half_norms: Tensor
+    first: Tensor
 
     def __init__(self, codebook: Tensor, metric: str) -> None:
         super().__init__()
@@ -38,10 +39,19 @@ class NearestRow(nn.Module):
         vectors = ops.normalize_codebook(rows) if metric == "cosine" else rows
         self.register_buffer("vectors", vectors.T.contiguous())
         self.register_buffer("half_norms", half_norms)
+        self.register_buffer("first", _first_equal(vectors))
 
     def forward(self, latents: Tensor) -> Tensor:
         """Return codes int64 [...] of latents [..., D]."""
-        return (latents.float() @ self.vectors - self.half_norms).argmax(dim=-1)
+        # A matrix product may round the scores of equal rows differently, so the lowest of them is looked up.
+        return self.first[(latents.float() @ self.vectors - self.half_norms).argmax(dim=-1)]
+
+
+def _first_equal(rows: Tensor) -> Tensor:
+    """Return for each row [K, D] the number of the first one that equals it."""
+    groups = torch.unique(rows, dim=0, return_inverse=True)[1]
+    numbers = torch.arange(len(rows), device=rows.device)
+    return torch.full_like(numbers, len(rows)).scatter_reduce(0, groups, numbers, "amin")[groups]
 
 
 class FiniteScalar(nn.Module):
@@ -99,6 +109,29 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(query[:, None], key[:, None], value[:, None])[:, 0]
 
 
+class Shift(nn.Module):
+    """Bits shifted by places that do not change: a product, or a quotient rounded down; ONNX shifts no signed numbers.
+
+    Args:
+        places: int64, any shape.
+        left: the direction.
+
+    >>> Shift(torch.tensor([0, 2]), left=True)(torch.tensor([3, 3]))
+    tensor([ 3, 12])
+    """
+
+    powers: Tensor
+
+    def __init__(self, places: Tensor, left: bool) -> None:
+        super().__init__()
+        self.register_buffer("powers", torch.ones((), dtype=torch.int64) << places)
+        self.left = left
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return int64 values, none negative, shifted."""
+        return values * self.powers if self.left else torch.div(values, self.powers, rounding_mode="floor")
+
+
 class Constant(nn.Module):
     """A tensor that depends on weights alone.
 
@@ -138,7 +171,7 @@ def standardize(traced: fx.GraphModule) -> fx.GraphModule:
     for number, node in enumerate([*traced.graph.nodes]):
         if node.op == "call_module" and node.target == "_guards_fn":  # what it checks is in the example's shapes
             traced.graph.erase_node(node)
-        elif node.op == "call_function" and (str(node.target).startswith(_PREFIX) or _is_bare_attention(node)):
+        elif node.op == "call_function" and (_is_ours(node) or _is_bare_attention(node)):
             name = f"standard_{number}"
             module, inputs = _replacement(str(node.target).split(".")[1], node, constants)
             traced.add_submodule(name, module)
@@ -176,6 +209,11 @@ class _Constants:
         raise ConfigError("expected a codebook that does not depend on the image: it has no ONNX form")
 
 
+def _is_ours(node: fx.Node) -> bool:
+    """Tell whether a node is an op of vqtok, or one of torch's that ONNX has for other numbers only."""
+    return str(node.target).startswith((_PREFIX, "aten.__lshift__", "aten.__rshift__"))
+
+
 def _is_bare_attention(node: fx.Node) -> bool:
     """Tell whether a node is attention without heads, mask or scale."""
     if node.target is not torch.ops.aten.scaled_dot_product_attention.default or len(node.args) != 3 or node.kwargs:
@@ -198,6 +236,8 @@ _MODULES: Mapping[str, _Make] = {
         node.args[:1],
     ),
     "scaled_dot_product_attention": lambda node, known: (Attention(), node.args),
+    "__lshift__": lambda node, known: (Shift(known.of(node.args[1]), left=True), node.args[:1]),
+    "__rshift__": lambda node, known: (Shift(known.of(node.args[1]), left=False), node.args[:1]),
     "normalize_codebook": lambda node, known: (Constant(ops.normalize_codebook(known.of(node.args[0]))), ()),
     "half_squared_norms": lambda node, known: (Constant(ops.half_squared_norms(known.of(node.args[0]))), ()),
     "normalize_latents": lambda node, known: (UnitLatents(), node.args[:1]),

@@ -7,9 +7,10 @@ import torch
 from click.testing import CliRunner
 
 import vqtok
-from tests.parity.test_published_checkpoints import CASES, NOT_ONE_GRID, ROOT, about, expected, loaded, pixels
+from tests.parity.test_published_checkpoints import CASES, NOT_ONE_GRID, ROOT, expected, loaded, pixels
 from vqtok.cli import group
 from vqtok.errors import ConfigError, OutputError, ResourceError
+from vqtok.exporting import has_decoder
 from vqtok.standard_ops import FiniteScalar, NearestRow, standardize
 
 ATOL = 1e-4
@@ -60,7 +61,7 @@ def test_standard_ops_give_the_quantizers_codes_and_vectors(kind):
     latents = 2 * torch.randn(3, 50, 6)
     rows = torch.export.Dim("rows")
     graph = standardize(torch.export.export(Codes(quantizer), (latents,), dynamic_shapes=({1: rows},)).module())
-    assert not any("vqtok" in str(node.target) for node in graph.graph.nodes)
+    assert not any(word in str(node.target) for node in graph.graph.nodes for word in ("vqtok", "shift__"))
     for x in (latents, latents[:, :7]):
         codes, vectors = graph(x)
         wanted = quantizer.encode(x)
@@ -72,6 +73,15 @@ def test_standard_ops_give_the_quantizers_codes_and_vectors(kind):
 def test_equal_scores_give_the_lowest_code():
     codebook = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
     assert NearestRow(codebook, "l2")(torch.tensor([[0.5, 0.5], [0.0, 3.0], [3.0, 0.0]])).tolist() == [0, 1, 0]
+
+
+def test_the_first_of_equal_rows_is_named_whatever_their_scores():
+    """Half a thousand copies of a few rows: a matrix product rounds them as their places in it say."""
+    codebook = torch.randn(7, 19).repeat(73, 1)
+    row = NearestRow(codebook, "l2")
+    row.half_norms -= torch.arange(511) * 1e-6  # the last of the copies wins
+    latents = torch.randn(200, 19)
+    assert torch.equal(row(latents), vqtok.ops.nearest_code(latents, codebook))
 
 
 def test_levels_begin_where_they_do_in_the_op():
@@ -167,13 +177,13 @@ def test_graphs_of_other_numbers_are_found_before_they_get_their_name(exported):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("case", GRIDS)
 def test_published_models_keep_the_publishers_codes(case, runtime, tmp_path):
-    tokenizer = loaded(case)
+    tokenizer, ids = loaded(case), expected(case)["indices"]
     vqtok.export_onnx(tokenizer, tmp_path / "graphs")
-    assert torch.equal(run(runtime, tmp_path / "graphs/encode.onnx", pixels(case)), expected(case)["indices"])
-    if "decoded" in expected(case):
-        back = run(runtime, tmp_path / "graphs/decode.onnx", expected(case)["indices"])
-        atol = max(ATOL, about(case)["tolerance"]["decoded"]["atol"])
-        torch.testing.assert_close(back, expected(case)["decoded"], rtol=0, atol=atol)
+    assert torch.equal(run(runtime, tmp_path / "graphs/encode.onnx", pixels(case)), ids)
+    if has_decoder(tokenizer):
+        wanted = tokenizer.decode(vqtok.TokenGrid(ids, tokenizer.vocab_size))
+        back = run(runtime, tmp_path / "graphs/decode.onnx", ids)
+        torch.testing.assert_close(back, wanted, rtol=0, atol=ATOL)
     else:
         assert [x.name for x in (tmp_path / "graphs").iterdir()] == ["encode.onnx"]
 
@@ -182,7 +192,7 @@ def test_published_models_keep_the_publishers_codes(case, runtime, tmp_path):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("preset", ["vqvae2-tiny", "rqvae-tiny", "vqgan-gumbel-tiny", "dvae-tiny", "vit-vqgan-tiny"])
 def test_every_family_of_grids_goes(preset, runtime, tmp_path):
-    tokenizer = vqtok.build(preset)
+    tokenizer = vqtok.build(preset) if preset == "dvae-tiny" else vqtok.build(preset, vocab_size=64)
     size = tokenizer.spec.size or 32
     x = tokenizer.spec.low + (tokenizer.spec.high - tokenizer.spec.low) * torch.rand(4, 3, size, size)
     tokenizer.train()(x)
@@ -214,6 +224,13 @@ def test_without_the_extra_the_error_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(ResourceError, match=r"pip install 'vqtok\[onnx\]'"):
         vqtok.export_onnx(vqtok.build("vqvae-tiny"), tmp_path / "x")
+
+
+def test_what_torch_cannot_translate_is_one_error():
+    from vqtok.onnx import _translation_errors
+
+    with pytest.raises(ConfigError, match="translate to ONNX, but no such function"), _translation_errors():
+        raise torch.onnx.OnnxExporterError("no such function\nmore")
 
 
 def test_a_graph_with_an_unknown_op_is_refused_by_name():

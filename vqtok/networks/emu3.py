@@ -264,7 +264,7 @@ class Emu3Decoder(nn.Module):
             both = block(both)
         for split in self.splits:
             both = F.silu(split(both.repeat_interleave(2, dim=2)))
-        x, vectors = both[:, :, 0].chunk(2)
+        x, vectors = both[:, :, 0].unflatten(0, (2, -1)).unbind()  # chunk is none for tracers of any batch
         x = self.conv_in(x)
         for part in self.middle:
             x = part(x, vectors)

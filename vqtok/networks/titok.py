@@ -51,7 +51,8 @@ class TitokTrunk(nn.Module):
 
     def forward(self, patches: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Map patches [B, P, width] and tokens [B, N, width] to what the last norm makes of both."""
-        first = self.class_token.expand(len(patches), -1, -1)
+        # len() would fix the batch for tracers.
+        first = self.class_token.expand(patches.shape[0], -1, -1)
         x = torch.cat((torch.cat((first, patches), 1) + self.positions, tokens + self.token_positions), 1)
         x = self.norm_in(x)
         for block in self.blocks:
@@ -99,7 +100,7 @@ class TitokEncoder(nn.Module):
         if pixels.shape[-2:] != (self.size, self.size):
             raise ConfigError(f"expected images of {self.size} x {self.size}, got {tuple(pixels.shape[-2:])}: resize")
         patches = self.from_pixels(pixels).flatten(2).transpose(1, 2)
-        _, tokens = self.trunk(patches, self.latent_tokens.expand(len(pixels), -1, -1))
+        _, tokens = self.trunk(patches, self.latent_tokens.expand(pixels.shape[0], -1, -1))
         count, width = tokens.shape[1:]
         tokens = tokens.reshape(-1, width, count) if self.legacy else tokens.transpose(1, 2)
         return self.to_latents(tokens[:, :, None])
@@ -197,5 +198,5 @@ class TitokDecoder(nn.Module):
         if latents.shape[-2:] != (1, self.tokens):
             raise ConfigError(f"expected one row of {self.tokens} tokens, got {tuple(latents.shape[-2:])}")
         tokens = self.from_latents(latents.flatten(2).transpose(1, 2))
-        patches, _ = self.trunk(self.mask_token.expand(len(latents), self.side**2, -1), tokens)
+        patches, _ = self.trunk(self.mask_token.expand(latents.shape[0], self.side**2, -1), tokens)
         return self.to_pixels(patches.transpose(1, 2).unflatten(2, (self.side, self.side)))
