@@ -1,7 +1,7 @@
 """Train the tiny dynamic tokenizer on photographs, seeded, on the CPU, and show where it spends its tokens.
 
 python benchmarks/dynamic.py --photos corpus/train --validate corpus/val --json benchmarks/results/dynamic.json \
-    --picture docs/dynamic.png --plot docs/dynamic-curves.png
+    --picture docs/dynamic.png --limit 300
 
 First the teacher learns to fill in photographs with holes; then selector, merger and feature decoder learn without the
 quantizer (stage A); then the selector is calibrated and frozen, and the rest learns with the quantizer (stage B).
@@ -9,9 +9,6 @@ quantizer (stage A); then the selector is calibrated and frozen, and the rest le
 In stage A the selector also learns to keep what the teacher could not have filled in. The published loss alone tells it
 so only through a decoder that has learnt to put each token in its place, which takes longer than minutes on a CPU.
 """
-
-# matplotlib is an extra.
-# pyright: reportMissingImports=false
 
 from __future__ import annotations
 
@@ -34,7 +31,8 @@ from vqtok.losses import Objective, cosine_feature_loss, keep_ratio_loss, l2
 from vqtok.training.schedules import cosine_ramp
 
 RATIO = 1 / 3
-WEIGHTS = {"features": 1.0, "keep_ratio": 4.0, "expected_ratio": 4.0, "commitment": 0.25, "l2": 1.0, "surprise": 3.0}
+WEIGHTS = {"features": 1.0, "keep_ratio": 4.0, "l2": 1.0}
+WEIGHTS_A, WEIGHTS_B = {"expected_ratio": 4.0, "surprise": 3.0}, {"commitment": 0.25}
 Row = dict[str, float]
 
 
@@ -135,7 +133,8 @@ def train(
     tokenizer: vqtok.DynamicTokenizer, batches: Batches, photos: Tensor, filler: Filler | None, steps: int
 ) -> list[Row]:
     """Train a stage, without the quantizer where there is a filler, else with it; return the curve."""
-    tokenizer.quantize, objective = filler is None, Objective(WEIGHTS)
+    tokenizer.quantize = filler is None
+    objective = Objective(WEIGHTS | (WEIGHTS_A if filler else WEIGHTS_B))
 
     def loss() -> Mapping[str, Tensor]:
         pixels = batches()
@@ -144,7 +143,6 @@ def train(
             "features": cosine_feature_loss(made.statistics["features"], made.statistics["target"]),
             "keep_ratio": keep_ratio_loss(made.statistics["keep"], RATIO),
             "l2": l2(made.pixels, pixels),
-            **dict.fromkeys(("commitment", "surprise", "expected_ratio"), pixels.new_zeros(())),
             **made.quantized.losses,
         }
         if filler is not None:
@@ -221,7 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder of photographs to train on")
     parser.add_argument("--validate", type=Path, required=True, help="folder of others, to measure and draw")
-    parser.add_argument("--steps", type=int, nargs=3, default=(300, 500, 800), help="of teacher, stage A, stage B")
+    parser.add_argument("--steps", type=int, nargs=3, default=(300, 900, 1000), help="of teacher, stage A, stage B")
     parser.add_argument("--limit", type=int, help="use so many photographs to train on")
     parser.add_argument("--save", type=Path, help="write the model folder")
     parser.add_argument("--json", type=Path, help="write the curve")

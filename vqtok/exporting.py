@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import os
 from collections.abc import Mapping
@@ -26,17 +25,7 @@ from vqtok.store import safetensors
 from vqtok.store.commit import commit
 from vqtok.store.commit_folder import commit_folder
 
-ZIPPED = (".ckpt", ".pt", ".pth", ".bin")
-SUFFIXES = (".safetensors", *ZIPPED)
-# Under which key a publisher's loader looks for the state dict in what torch.load gives; elsewhere it is all there is.
-_TOPS = {
-    "taming_vqgan": "state_dict",
-    "taming_gumbel": "state_dict",
-    "vit_vqgan": "state_dict",
-    "seed_voken_ibq": "state_dict",
-    "open_magvit2_lfq": "state_dict",
-    "llamagen_vq": "model",
-}
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 _RANGE = ("low", "high", "mean", "std")
 
 
@@ -73,7 +62,7 @@ def export(
     >>> torch.equal(again.quantizer.codebook, tokenizer.quantizer.codebook)
     True
     """
-    chosen, target = find_family(family), Path(path)
+    chosen, target = adapters.find_family(family), Path(path)
     if not chosen.parts:
         _check_suffix(target)
     if tokenizer.card is None:
@@ -93,22 +82,6 @@ def export(
             raise IntegrityError("expected the tensors as written, but other ones came back")
 
     commit(target, _packed(target, theirs, chosen), verify=verify, overwrite=overwrite)
-
-
-def find_family(name: str) -> Family:
-    """Return a family by name.
-
-    Raises:
-        ConfigError: there is none; the nearest name is given.
-
-    >>> find_family("llamagen_vq").source
-    'FoundationVision/LlamaGen, tokenizer/tokenizer_image/vq_model.py, VQModel'
-    """
-    if name in adapters.FAMILIES:
-        return adapters.FAMILIES[name]
-    near = difflib.get_close_matches(str(name), adapters.FAMILIES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"families: {', '.join(adapters.FAMILIES)}"
-    raise ConfigError(f"unknown family {escape(str(name))!r}: {hint}")
 
 
 def _renamed(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
@@ -158,8 +131,7 @@ def _first_difference(own: ImageTokenizer, other: ImageTokenizer) -> str:
     if type(own) is not type(other) or own.factor != other.factor:
         return "kind and factor"
     side = own.spec.size or 4 * own.factor
-    noise = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
-    pixels = own.spec.low + (own.spec.high - own.spec.low) * noise
+    pixels = noise(own.spec, 1, side, side)
     if not torch.equal(own.latents(pixels), other.latents(pixels)):
         return "latents"
     tokens, others = own.encode(pixels), other.encode(pixels)
@@ -168,6 +140,12 @@ def _first_difference(own: ImageTokenizer, other: ImageTokenizer) -> str:
     if not has_decoder(own) or not has_decoder(other):
         return "" if has_decoder(own) == has_decoder(other) else "pixels"
     return "" if torch.equal(_decoded(own, tokens), _decoded(other, others)) else "pixels"
+
+
+def noise(spec: PreprocessSpec, count: int, height: int, width: int) -> Tensor:
+    """Return the test images [count, 3, height, width]: uniform over the range of pixels, always the same."""
+    unit = torch.rand(count, 3, height, width, generator=torch.Generator().manual_seed(0))
+    return spec.low + (spec.high - spec.low) * unit
 
 
 def _decoded(tokenizer: ImageTokenizer, tokens: Any) -> Tensor:
@@ -201,7 +179,6 @@ def _packed(path: Path, tensors: Mapping[str, Tensor], family: Family) -> list[m
     if path.suffix == ".safetensors":
         # transformers refuses files that do not name their framework.
         return safetensors.serialize({name: x.numpy() for name, x in whole.items()}, {"format": "pt"}, store.CHECKSUM)
-    top = _TOPS.get(family.name)
     buffer = io.BytesIO()
-    torch.save(whole if top is None else {top: whole}, buffer)
+    torch.save({family.top: whole} if family.top else whole, buffer)
     return [buffer.getbuffer()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -20,6 +19,7 @@ import torch
 from vqtok.errors import ConfigError, InputError, OutputError, ResourceError, VqtokError, escape
 from vqtok.image_tokenizer import ImageTokenizer, Precision
 from vqtok.loading import is_ours, load
+from vqtok.store.reading import file_sha256
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,7 +103,10 @@ def load_fetched(
     model = fetched.folder if ours else weights
     tokenizer = load(model, device=device, precision=precision, family=family, config=config)
     if tokenizer.card is not None:
-        record = {**fetched.origin, "sha256": {name: _sha256(fetched.folder / name) for name in _files(weights)}}
+        record = {
+            **fetched.origin,
+            "sha256": {name: file_sha256(fetched.folder / name, "a file of the model") for name in _files(weights)},
+        }
         provenance = {**tokenizer.card.provenance, "loaded_from": record}
         tokenizer.card = tokenizer.card.model_copy(update={"provenance": provenance})
     return tokenizer
@@ -168,11 +171,3 @@ def _files(weights: Path) -> list[str]:
     if weights.name.endswith(".index.json"):
         names += sorted(set(json.loads(weights.read_bytes())["weight_map"].values()))
     return [*names, *(["config.json"] if (weights.parent / "config.json").is_file() else [])]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import logging
 import os
@@ -20,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from vqtok.errors import ConfigError, MismatchError, ResourceError, escape
-from vqtok.exporting import has_decoder
+from vqtok.exporting import has_decoder, noise
 from vqtok.grid import GridTokenizer
 from vqtok.image_tokenizer import ImageTokenizer
 from vqtok.standard_ops import standardize
-from vqtok.store.commit_folder import commit_folder
+from vqtok.store.commit_folder import check_folder, commit_folder
 
 OPSET = 18
 TOLERANCE = 1e-4  # of pixels, where the model's range has length 2
@@ -78,7 +77,7 @@ def export_onnx(tokenizer: ImageTokenizer, folder: str | os.PathLike[str], *, ov
     if tokenizer.precision != "float32":
         raise ConfigError(f"expected a tokenizer in float32, got precision {tokenizer.precision!r}: load it anew")
     _check_extra()
-    _check_free(Path(folder), overwrite)
+    check_folder(folder, ("encode.onnx", "decode.onnx"), overwrite=overwrite)  # before the work of minutes
     with _evaluating(tokenizer):
         files = {f"{graph.method}.onnx": _exported(tokenizer, graph) for graph in _graphs(tokenizer)}
         with tempfile.TemporaryDirectory() as place:  # what is wrong with the numbers is no error of the disk
@@ -121,8 +120,7 @@ def _graphs(tokenizer: GridTokenizer) -> Iterator[_Graph]:
     """Yield the directions that a model has, with noise to try them on."""
     dim, factor, size = torch.export.Dim, tokenizer.factor, tokenizer.spec.size
     height, width = (size, size) if size else (8 * factor, 12 * factor)
-    noise = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)).to(tokenizer.device)
-    pixels = tokenizer.spec.low + (tokenizer.spec.high - tokenizer.spec.low) * noise
+    pixels = noise(tokenizer.spec, 2, height, width).to(tokenizer.device)
     free = {} if size else {2: factor * dim("height", min=1), 3: factor * dim("width", min=1)}
     yield _Graph("encode", ("pixels", "ids"), pixels, {0: dim("batch"), **free})
     if has_decoder(tokenizer):
@@ -165,9 +163,7 @@ def _exported(tokenizer: GridTokenizer, graph: _Graph) -> bytes:
     proto = program.model_proto
     for key, value in _metadata(tokenizer).items():
         proto.metadata_props.add(key=key, value=value)
-    buffer = io.BytesIO()
-    buffer.write(proto.SerializeToString(deterministic=True))
-    return buffer.getvalue()
+    return proto.SerializeToString(deterministic=True)
 
 
 def _metadata(tokenizer: GridTokenizer) -> Mapping[str, str]:
@@ -222,11 +218,3 @@ def _check_extra() -> None:
             importlib.import_module(name)
         except ImportError as error:
             raise ResourceError(f"expected the package {name} ({error}): pip install 'vqtok[onnx]'") from None
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    """Refuse what committing would refuse, before the work of minutes."""
-    from vqtok.errors import OutputError
-
-    if folder.exists() and not overwrite and not (folder.is_dir() and not any(folder.iterdir())):
-        raise OutputError(f"cannot write {str(folder)!r}: it exists already: choose another name, or overwrite it")

@@ -31,7 +31,7 @@ from vqtok.adapters.transformers import HF_CHAMELEON_VQ, HF_JANUS_VQ
 from vqtok.adapters.vit_vqgan import VIT_VQGAN
 from vqtok.adapters.vqvae2 import VQVAE2
 from vqtok.architecture import ModelCard
-from vqtok.errors import ConfigError, MismatchError, escape
+from vqtok.errors import MismatchError, escape
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -47,7 +47,6 @@ FAMILIES: Mapping[str, Family] = {
         HF_EMU3_VQ,
         TITOK,
         SEED_VOKEN_IBQ,
-        TAMING_GUMBEL,
         OPEN_MAGVIT2_LFQ,
         OPENAI_DVAE,
         VQVAE2,
@@ -55,8 +54,6 @@ FAMILIES: Mapping[str, Family] = {
         COSMOS_FSQ,
     )
 }
-
-
 _AVERAGES = "model_ema."
 
 
@@ -167,6 +164,18 @@ def _as_trained(entries: Entries) -> Entries:
     return {name: entry for name, entry in entries.items() if not name.startswith(_AVERAGES)}
 
 
+def find_family(name: str) -> Family:
+    """Return a family by name.
+
+    Raises:
+        ConfigError: there is none; the nearest name is given.
+
+    >>> find_family("llamagen_vq").source
+    'FoundationVision/LlamaGen, tokenizer/tokenizer_image/vq_model.py, VQModel'
+    """
+    return sniff.find_named(FAMILIES, name)
+
+
 def export(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """Return a model's tensors under a publisher's names and in its shapes, for other programs to read.
 
@@ -181,9 +190,7 @@ def export(tensors: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     >>> export({"quantizer.codebook": torch.zeros(4, 2)}, "taming_vqgan")["quantize.embedding.weight"].shape
     torch.Size([4, 2])
     """
-    if family not in FAMILIES:
-        raise ConfigError(f"expected a family of {', '.join(FAMILIES)}, got {family!r}")
-    names = rules.invert(table(FAMILIES[family], [*tensors]), tensors)
+    names = rules.invert(table(find_family(family), [*tensors]), tensors)
     return {foreign: rules.unchanged(tensors[name].detach(), change) for name, (foreign, change) in names.items()}
 
 

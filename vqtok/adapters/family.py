@@ -67,6 +67,8 @@ class Family:
         likely: whether names and shapes, behind the prefix, speak for it when nobody names it; else it must be named.
         averaged: whether ``model_ema.<name without dots>``, where it is there, is the tensor to use.
         preprocess: how its images become pixels, but for ``multiple``.
+        top: under which key the publisher's loader looks for the state dict in what torch.load gives; "" where that is
+            all there is.
         parts: file names and the prefix each file's tensors get, for checkpoints of several files.
     """
 
@@ -84,6 +86,7 @@ class Family:
     likely: Callable[[Mapping[str, Shape]], bool] = lambda shapes: True
     averaged: bool = False
     preprocess: PreprocessSpec = field(default_factory=PreprocessSpec)
+    top: str = ""
     parts: tuple[Mapping[str, str], ...] = ()
 
 

@@ -10,7 +10,7 @@ from vqtok.adapters.containers import Entries, join, read_entries
 from vqtok.adapters.family import Family
 from vqtok.errors import ConfigError, InputError, escape
 
-_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl")
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl")
 # Of a folder with several weights, these are meant.
 _NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
 _INDEXES = tuple(f"{name}.index.json" for name in _NAMES)
@@ -34,7 +34,7 @@ def find_parts(path: Path, families: Iterable[Family]) -> Entries:
     for name in (*_INDEXES, *_NAMES):
         if (path / name).is_file():
             return _one(path / name)
-    files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES and file.is_file())
+    files = sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
     if len(files) > 1:
         raise ConfigError(f"expected one checkpoint in {str(path)!r}, got {_words(files)}: give the path of one")
     if not files:

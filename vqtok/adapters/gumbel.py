@@ -46,5 +46,6 @@ TAMING_GUMBEL = Family(
     facts=conv_facts,
     words=WORDS,
     classes=("taming.models.vqgan.GumbelVQ",),
+    top="state_dict",
     preprocess=published(),
 )

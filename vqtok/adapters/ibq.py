@@ -64,5 +64,6 @@ SEED_VOKEN_IBQ = Family(
     ),
     likely=four_blocks_or_averages,
     averaged=True,
+    top="state_dict",
     preprocess=published(),
 )

@@ -77,5 +77,6 @@ LLAMAGEN_VQ = Family(
         "codebook_l2_norm": "unit",
     },
     classes=("VQ-16", "VQ-8", "multi_modality"),
+    top="model",
     preprocess=published(),
 )

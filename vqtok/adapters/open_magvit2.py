@@ -96,5 +96,6 @@ OPEN_MAGVIT2_LFQ = Family(
         for module in ("lfqgan", "lfqgan_pretrain")
     ),
     averaged=True,
+    top="state_dict",
     preprocess=published(),
 )

@@ -84,12 +84,17 @@ def choose(
     return likely[0]
 
 
+def find_named(families: Mapping[str, Family], name: str) -> Family:
+    """Return a family by name, or raise ConfigError with the nearest one."""
+    if name in families:
+        return families[name]
+    near = difflib.get_close_matches(str(name), families, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"families: {', '.join(families)}"
+    raise ConfigError(f"unknown family {escape(str(name))!r}: {hint}")
+
+
 def _named(families: Mapping[str, Family], fitting: list[Family], said: list[Family], named: str) -> Family:
-    if named not in families:
-        near = difflib.get_close_matches(str(named), families, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"families: {', '.join(families)}"
-        raise ConfigError(f"unknown family {escape(str(named))!r}: {hint}")
-    family = families[named]
+    family = find_named(families, named)
     if family not in fitting:
         other = f", but of {_words(fitting)}" if fitting else ""
         raise MismatchError(f"expected a checkpoint of {named}, but its names are none of that{other}")

@@ -62,5 +62,6 @@ TAMING_VQGAN = Family(
         "ldm.models.autoencoder.VQModelInterface",
         "VQModelInterface",
     ),
+    top="state_dict",
     preprocess=published(),
 )

@@ -101,5 +101,6 @@ VIT_VQGAN = Family(
         "quantizer.n_embed": "vocab_size",
     },
     classes=("enhancing.modules.stage1.vitvqgan.ViTVQ",),
+    top="state_dict",
     preprocess=published(low=0.0, high=1.0, filter="bilinear"),
 )

@@ -14,8 +14,6 @@ from vqtok.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from vqtok.image_tokenizer import ImageTokenizer
 
-_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".pkl")
-
 
 @click.command("model")
 @click.argument("source", metavar="SRC")
@@ -60,12 +58,12 @@ def command(
 
 def check_target(target: Path, to: str | None, overwrite: bool) -> None:
     """Refuse what cannot be written, before a model is read."""
-    from vqtok.exporting import find_family
+    from vqtok.adapters import find_family
+    from vqtok.adapters.files import SUFFIXES
 
-    if to is None and target.suffix in _FILES:
+    if to is None and target.suffix in SUFFIXES:
         raise ConfigError(f"expected --to FAMILY with a checkpoint as DST, or a model folder, got {str(target)!r}")
-    files = to not in (None, "onnx") and not find_family(str(to)).parts
-    if files:
+    if to not in (None, "onnx") and not find_family(str(to)).parts:
         options.check_file(target, overwrite)
 
 

@@ -70,6 +70,17 @@ def commit_folder(
             _remove(temporary, files)
 
 
+def check_folder(folder: str | os.PathLike[str], names: Iterable[str], *, overwrite: bool = False) -> None:
+    """Refuse what `commit_folder` would refuse of files of these names, before they are made.
+
+    Raises:
+        OutputError: the folder holds something that may not be replaced.
+    """
+    target = real_target(folder)
+    with output_errors(target):
+        _refuse_occupied(target, names, overwrite)
+
+
 def _check_names(names: Iterable[str]) -> None:
     """Refuse names that would leave the folder."""
     for name in names:

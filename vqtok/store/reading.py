@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -50,3 +51,18 @@ def read_exactly(file: FileIO, size: int) -> memoryview:
             raise IntegrityError(f"expected {size} bytes, but the file ended after {got}: it was cut while being read")
         got += count
     return view
+
+
+def file_sha256(path: str | os.PathLike[str], what: str) -> str:
+    """Return the sha256 of a regular file, in hex; raise InputError as `open_regular`.
+
+    >>> file_sha256(os.devnull, "a file")
+    Traceback (most recent call last):
+    ...
+    vqtok.errors.InputError: expected a file at '/dev/null', but a folder, pipe or device is there: give a regular file
+    """
+    digest = hashlib.sha256()
+    with open_regular(path, what) as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()

@@ -23,6 +23,7 @@ from vqtok.dataset.numbering import Numbering
 from vqtok.errors import ConfigError, InputError, IntegrityError, OutputError, escape
 from vqtok.store import canonical_json, read_token_file
 from vqtok.store.commit import commit, output_errors
+from vqtok.store.reading import file_sha256
 from vqtok.store.temporary import temporary_path
 
 _Write = Callable[[Sequence[Row], str, str], bytes]
@@ -262,12 +263,5 @@ def read_export(path: Path) -> Iterator[Content]:
 
 
 def _check_file(path: Path, part: Part) -> None:
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while data := file.read(1 << 22):
-                digest.update(data)
-    except OSError as error:
-        raise InputError(f"{str(path)!r}: expected a file of the export, got: {error.strerror}") from None
-    if digest.hexdigest() != part.sha256:
+    if file_sha256(path, "a file of the export") != part.sha256:
         raise IntegrityError(f"{str(path)!r}: expected the bytes that its sidecar names, got others: it is damaged")
