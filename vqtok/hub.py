@@ -103,10 +103,8 @@ def load_fetched(
     model = fetched.folder if ours else weights
     tokenizer = load(model, device=device, precision=precision, family=family, config=config)
     if tokenizer.card is not None:
-        record = {
-            **fetched.origin,
-            "sha256": {name: file_sha256(fetched.folder / name, "a file of the model") for name in _files(weights)},
-        }
+        hashes = {name: file_sha256(fetched.folder / name, "a file of the model") for name in _files(weights)}
+        record = {**fetched.origin, "sha256": hashes}
         provenance = {**tokenizer.card.provenance, "loaded_from": record}
         tokenizer.card = tokenizer.card.model_copy(update={"provenance": provenance})
     return tokenizer
