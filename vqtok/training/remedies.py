@@ -10,13 +10,14 @@ from types import MappingProxyType
 _REMEDIES: Mapping[str, str] = MappingProxyType(
     {
         "nan": (
-            "go on from the last checkpoint with --set optimizer.learning_rate={rate} --set optimizer.clip=1.0; if only "
-            "the gradient is not finite, it is too large a number for half precision: --set precision=float32"
+            "go on from the last checkpoint with --set optimizer.learning_rate={rate} --set optimizer.clip=1.0; where "
+            "only the gradient is not finite, half precision is too narrow for it: --set precision=float32"
         ),
         "collapse": (
             "move unused codes onto latents: --set model.options.revive_below=0.1 (EMA codebooks); start k-means from "
-            "latents that mean something: a first stage with quantize = false (--set stages.0.quantize=false); hold the "
-            "encoder back: --set optimizer.learning_rate={rate}; or ask for many codes: --set losses.entropy=0.1"
+            "latents that mean something: a first stage with --set stages.0.quantize=false; hold the encoder back: "
+            "--set optimizer.learning_rate={rate}; or ask for many codes: --set losses.entropy=0.1 with the penalty "
+            "'entropy' in model.options.penalties"
         ),
         "discriminator-winning": (
             "slow it down: --set discriminator.learning_rate={tenth}; make it smooth: --set discriminator.r1=10.0 or "
@@ -24,8 +25,8 @@ _REMEDIES: Mapping[str, str] = MappingProxyType(
             "discriminator.start"
         ),
         "discriminator-asleep": (
-            "let it learn faster: --set discriminator.learning_rate={peak}; with less penalty: --set discriminator.r1=0.0; "
-            "or give it more to work with: --set discriminator.channels=128"
+            "let it learn faster: --set discriminator.learning_rate={peak}; with less of a penalty: "
+            "--set discriminator.r1=0.0; or give it more to work with: --set discriminator.channels=128"
         ),
         "dead-gradients": (
             "see that some loss reaches the weights (stages.N.frozen, losses of weight 0); half precision rounds small "
@@ -35,14 +36,14 @@ _REMEDIES: Mapping[str, str] = MappingProxyType(
             "--set optimizer.clip=1.0 --set optimizer.learning_rate={rate}; with a longer --set optimizer.warmup=2000"
         ),
         "stalled": (
-            "let the learning rate fall: --set optimizer.final=0.01; if it has fallen, the model is as good as it gets: "
-            "stop here, or take a larger one (model.options)"
+            "let the learning rate fall: --set optimizer.final=0.01; where it has, the model is as good as it gets: "
+            "stop, or take a larger one (model.options)"
         ),
         "overfitting": (
             "the best weights so far are kept in model/; train on more images (data.train) or stop earlier, "
             "--set optimizer.weight_decay=0.01 helps a little"
         ),
-        "diverging": "go on from an earlier checkpoint with --set optimizer.learning_rate={rate} --set optimizer.clip=1.0",
+        "diverging": "start again with --set optimizer.learning_rate={rate} --set optimizer.clip=1.0",
         "psnr-fell": (
             "some dB are the price of texture: look at pictures/; if they look no better, weigh it less: "
             "--set discriminator.weight=0.1 --set discriminator.ramp=5000"
@@ -78,5 +79,5 @@ def recipe_changes() -> list[str]:
     >>> "precision=float32" in recipe_changes()
     True
     """
-    found = (re.findall(r"--set ([a-z0-9_.]+=[a-z0-9.e-]+[a-z0-9])", remedy(name, 1e-3)) for name in _REMEDIES)
+    found = (re.findall(r"--set ([^\s=]+=[^\s;:,)]+)", remedy(name, 1e-3)) for name in _REMEDIES)
     return sorted({change for changes in found for change in changes})

@@ -150,8 +150,8 @@ def overfitting(history: History, active: bool) -> str | None:
         return None
     best, last = found
     return (
-        f"validation fell from {best.metrics['psnr']:.2f} dB (step {best.step:,}) to {last.metrics['psnr']:.2f} dB while "
-        f"the loss of the training images fell from {best.fit:.3g} to {last.fit:.3g}"
+        f"validation fell from {best.metrics['psnr']:.2f} dB (step {best.step:,}) to {last.metrics['psnr']:.2f} dB "
+        f"while the loss of the training images fell from {best.fit:.3g} to {last.fit:.3g}"
     )
 
 
