@@ -47,6 +47,7 @@ class Watch:
 
     Attributes:
         active: alarms that hold now, by name.
+        latest: what was seen last of each kind, by name.
 
     >>> watch = Watch()
     >>> [alarm.name for alarm in watch.feed({"event": "train", "step": 100, "total": "nan", "losses": {"l2": "nan"}})]
@@ -56,6 +57,7 @@ class Watch:
     """
 
     active: dict[str, Alarm] = field(default_factory=dict)
+    latest: dict[str, str] = field(default_factory=dict)
     _history: History = field(default_factory=History)
     _quiet: dict[str, int] = field(default_factory=dict)
 
@@ -75,7 +77,7 @@ class Watch:
             if self._quiet[name] >= symptom.clears:
                 self.active.pop(name, None)
             return None
-        self._quiet[name] = 0
+        self._quiet[name], self.latest[name] = 0, message
         if name in self.active:
             return None
         alarm = Alarm(history.step, name, message, remedy(name, history.peak_rate))
