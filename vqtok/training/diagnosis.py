@@ -86,17 +86,10 @@ def render(report: Report) -> list[str]:
     """Return a report as lines for people."""
     of = f" of {report['total']:,}" if report["total"] else ""
     lines = [f"{report['path']}: {report['model'] or 'a training'}, step {report['step']:,}{of}"]
-    for name in ("validation", "best"):
-        if row := report[name]:
-            metrics = "  ".join(
-                f"{key} {value}" for key, value in row.items() if key not in ("event", "step", "best", "psnr")
-            )
-            lines.append(
-                f"  {name} at step {row['step']:,}: {describe(numbers({'psnr': row.get('psnr')}))}  {metrics}".rstrip()
-            )
-    pace = describe({"images_per_second": report["images_per_second"]}) if report["images_per_second"] else ""
+    lines += [_metrics(name, report[name]) for name in ("validation", "best") if report[name]]
     left = "" if report["seconds_left"] is None else f"{duration(report['seconds_left'])} left"
     idle = "no row yet" if report["idle_seconds"] is None else f"last row {duration(report['idle_seconds'])} ago"
+    pace = describe(numbers({"images_per_second": report["images_per_second"]}))
     lines.append(f"  {'  '.join(part for part in (pace, left, idle) if part)}")
     for title, active in (("wrong now", True), ("was wrong and is over", False)):
         rows = [row for row in report["alarms"] if row["active"] is active]
@@ -106,6 +99,12 @@ def render(report: Report) -> list[str]:
             lines += [f"    now: {row['now']}"] if row["now"] not in ("", row["message"]) else []
             lines.append(f"    what helps: {row['remedy']}")
     return lines if report["alarms"] else [*lines, "nothing wrong"]
+
+
+def _metrics(name: str, row: Mapping[str, Any]) -> str:
+    found = numbers(row)
+    others = [f"{key} {value:.4g}" for key, value in found.items() if key not in ("step", "psnr", "usage")]
+    return f"  {name} at step {row['step']:,}: {'  '.join([describe(found), *others])}".rstrip()
 
 
 def read_rows(run: Path) -> list[dict[str, Any]]:

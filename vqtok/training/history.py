@@ -66,7 +66,7 @@ class History:
         row: numbers of the last row, the only ones that may be not finite.
         first: step at which each number of the training rows was seen first.
         series: the last finite numbers of the training rows, by name.
-        highest: the highest median of three rows, by name; of usage and perplexity only after their warm-up.
+        highest: the highest median of three rows of usage and perplexity, after their warm-up.
         norms: gradient norms of all rows but the last three, sorted.
         validations: all of them.
         adversarial: index in `validations` of the first one after the discriminator's start.
@@ -123,11 +123,11 @@ class History:
             self.first.setdefault(name, self.step)
             if isfinite(value):
                 self.series[name].append(value)
+        for name in ("usage", "perplexity"):
+            if name in self.row and self.since(name) >= limit("collapse.warmup"):
                 self._raise_highest(name)
 
     def _raise_highest(self, name: str) -> None:
-        if name in ("usage", "perplexity") and self.since(name) < limit("collapse.warmup"):
-            return
         found = self.recent(name)
         if found is not None:
             self.highest[name] = max(found, self.highest.get(name, found))

@@ -13,6 +13,10 @@ _REMEDIES: Mapping[str, str] = MappingProxyType(
             "go on from the last checkpoint with --set optimizer.learning_rate={rate} --set optimizer.clip=1.0; where "
             "only the gradient is not finite, half precision is too narrow for it: --set precision=float32"
         ),
+        "validation-nan": (
+            "weights are not finite, or too large: go on from an earlier checkpoint with "
+            "--set optimizer.learning_rate={rate} --set optimizer.clip=1.0"
+        ),
         "collapse": (
             "move unused codes onto latents: --set model.options.revive_below=0.1 (EMA codebooks); start k-means from "
             "latents that mean something: a first stage with --set stages.0.quantize=false; hold the encoder back: "

@@ -210,7 +210,8 @@ def failures(history: History, active: bool) -> str | None:
 
 _TRAIN, _VALIDATE = ("train",), ("validate",)
 SYMPTOMS = (
-    Symptom("nan", ("train", "validate"), not_finite),
+    Symptom("nan", _TRAIN, not_finite),
+    Symptom("validation-nan", _VALIDATE, not_finite, clears=1),
     Symptom("collapse", _TRAIN, collapse),
     Symptom("discriminator-winning", _TRAIN, discriminator_winning),
     Symptom("discriminator-asleep", _TRAIN, discriminator_asleep),
