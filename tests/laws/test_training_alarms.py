@@ -250,8 +250,8 @@ def test_messages_say_what_was_seen_in_numbers():
     for case, words in {
         "collapse: few": "2.0% of the codes are used, perplexity 60",
         "collapse: falls": "fell from 89.9% to 40.0%",
-        "nan: a loss": "not finite: losses: losses.l2; total nan",
-        "nan: the gradient": "no loss, but gradient_norm inf",
+        "nan: a loss": "not finite: losses.l2 nan, total nan",
+        "nan: the gradient": "not finite: gradient_norm inf, while every loss is finite",
         "winning: far apart": "loss is 0.01, its logits 2.5 for real and -2.4 for made",
         "winning: no gradient": "8000",
         "asleep": "0.006 apart",

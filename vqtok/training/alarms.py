@@ -53,7 +53,7 @@ class Watch:
     >>> [alarm.name for alarm in watch.feed({"event": "train", "step": 100, "total": "nan", "losses": {"l2": "nan"}})]
     ['nan']
     >>> watch.active["nan"].message
-    'not finite: losses: losses.l2; total nan'
+    'not finite: losses.l2 nan, total nan'
     """
 
     active: dict[str, Alarm] = field(default_factory=dict)

@@ -42,10 +42,9 @@ def not_finite(history: History, active: bool) -> str | None:
     }
     if not wrong:
         return None
-    losses = [name for name in wrong if name.startswith("losses.")]
-    others = [name for name in wrong if name not in losses]
-    what = f"losses: {', '.join(losses)}; " if losses else "no loss, but "
-    return f"not finite: {what}{', '.join(f'{name} {wrong[name]}' for name in others) or 'nothing else'}"
+    named = sorted(wrong, key=lambda name: not name.startswith("losses."))
+    where = "" if named[0].startswith(("losses.", "psnr")) else ", while every loss is finite"
+    return f"not finite: {', '.join(f'{name} {wrong[name]}' for name in named)}{where}"
 
 
 def collapse(history: History, active: bool) -> str | None:
