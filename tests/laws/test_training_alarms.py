@@ -221,6 +221,9 @@ def test_failures_are_news_again_after_ten_rows_without_any():
     rows = changed(changed(ROWS, 2000, failures=1), 6000, failures=5)
     assert names(rows) == [(2000, "failures"), (6000, "failures")]
     assert "5 images" in alarms(rows)[1].message
+    again = changed(changed(ROWS, 2000, failures=7), 6000, failures=1)  # a process counts from its own start
+    assert names(again) == [(2000, "failures"), (6000, "failures")]
+    assert names([{k: v for k, v in row.items() if k != "failures" or v} for row in rows]) == names(rows)
 
 
 @pytest.mark.parametrize("case", BAD)

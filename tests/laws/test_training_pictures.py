@@ -12,8 +12,15 @@ from vqtok.errors import ConfigError
 from vqtok.evaluation.colours import ALARM
 from vqtok.evaluation.metrics import psnr
 from vqtok.evaluation.token_maps import token_map
-from vqtok.training.curves import _PANELS, curves_of, curves_picture
-from vqtok.training.pictures import growth_picture, picture_path, validation_grid, validation_picture, write_picture
+from vqtok.training.curves import _PANELS, curves_of, curves_picture, draw_curves
+from vqtok.training.pictures import (
+    draw_growth,
+    growth_picture,
+    picture_path,
+    validation_grid,
+    validation_picture,
+    write_picture,
+)
 from vqtok.training.tensorboard import Board
 from vqtok.types import Tokens
 
@@ -68,7 +75,7 @@ def test_the_numbers_are_those_of_the_whole_images(monkeypatch):
     below[2] = above[2]
     validation_grid(above[:2], below[:2], [], "step 1,000")
     found = [psnr(a, b) for a, b in zip(above[:2], below[:2], strict=True)]
-    assert said[0] == f"step 1,000   ·   {np.mean(found):.2f} dB over 2 images"
+    assert said[0] == f"step 1,000   ·   {np.mean(found):.2f} dB over these 2"
     assert said[1:] == ["original", f"from tokens, {found[0]:.2f} dB", "", f"{found[1]:.2f} dB"]
     said.clear()
     validation_grid(above[2:], below[2:], [], "")
@@ -97,7 +104,13 @@ def test_growth_shows_the_first_image_at_each_validation_and_the_original(tmp_pa
     for step in steps:
         validation_picture(original, photos([size, size], step), [], picture_path(tmp_path, step))
     (tmp_path / "pictures" / "00000450.png").write_bytes(b"not a picture")
-    picture = growth_picture(tmp_path)
+    draw_curves(tmp_path, [])
+    assert not (tmp_path / "pictures" / "curves.png").exists()
+    draw_curves(tmp_path, rows())
+    draw_growth(tmp_path)
+    draw_growth(tmp_path)  # it does not grow on itself
+    picture = np.asarray(Image.open(tmp_path / "pictures" / "growth.png"))
+    assert np.array_equal(picture, growth_picture(tmp_path))
     for i, image in enumerate([*(photos([size], step)[0] for step in steps), original[0]]):
         wanted = middle(image)
         assert np.array_equal(panel(picture, i // 6, i % 6, *wanted.shape[:2]), wanted), i
@@ -191,9 +204,9 @@ def test_tensorboard_gets_the_rows_and_hides_what_is_done_again(tmp_path):
     said = []
     board = Board(tmp_path, 0, said.append)
     for step in (100, 200, 300):
-        board.row({"event": "train", "step": step, "losses": {"l2": 1.0 / step}, "total": "nan"})
-    board.row({"event": "validate", "step": 300, "psnr": 20.5})
-    board.row({"event": "alarm", "step": 300, "name": "nan", "message": "seen", "remedy": "helps"})
+        board.write({"event": "train", "step": step, "losses": {"l2": 1.0 / step}, "total": "nan"})
+    board.write({"event": "validate", "step": 300, "psnr": 20.5})
+    board.write({"event": "alarm", "step": 300, "name": "nan", "message": "seen", "remedy": "helps"})
     board.picture(300, photos([(16, 24)])[0])
     board.close()
     found = events(tmp_path)
@@ -203,8 +216,11 @@ def test_tensorboard_gets_the_rows_and_hides_what_is_done_again(tmp_path):
     assert all(math.isnan(x.value) for x in found.Scalars("train/total"))
     assert found.Scalars("validate/psnr")[0].value == 20.5
     assert (found.Images("validation")[0].width, found.Images("validation")[0].height) == (24, 16)
+    before = sorted(tmp_path.iterdir())
+    Board(tmp_path, 200, said.append).close()
+    assert sorted(tmp_path.iterdir()) == before, "who writes nothing, as other processes do, leaves no file"
     again = Board(tmp_path, 200, said.append)
-    again.row({"event": "train", "step": 300, "losses": {"l2": 9.0}})
+    again.write({"event": "train", "step": 300, "losses": {"l2": 9.0}})
     again.close()
     assert [(x.step, round(x.value, 4)) for x in events(tmp_path).Scalars("train/losses/l2")] == [
         (100, 0.01), (200, 0.005), (300, 9.0),
@@ -216,9 +232,9 @@ def test_without_tensorboard_one_line_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     said = []
     board = Board(tmp_path, 0, said.append)
-    board.row({"event": "train", "step": 1, "total": 1.0})
+    board.write({"event": "train", "step": 1, "total": 1.0})
     board.picture(1, photos([(8, 8)])[0])
     board.close()
-    assert len(said) == 1
+    assert len(said) == 1, "once, however much is written"
     assert "pip install 'vqtok[train]'" in said[0]
     assert not [*tmp_path.iterdir()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from vqtok.evaluation.page import Page, shortened, text_width
 from vqtok.images import RGB
 from vqtok.training.alarms import alarms
 from vqtok.training.history import Row, numbers
+from vqtok.training.pictures import write_picture
 
 _INKS: tuple[Colour, ...] = (ACCENT, (214, 118, 20), (24, 134, 92), (142, 68, 160), (120, 90, 60), (90, 150, 190))
 _WIDTH, _HEIGHT, _LEFT, _ABOVE, _BELOW, _BETWEEN, _HEAD = 460, 180, 76, 64, 56, 40, 64
@@ -81,6 +83,16 @@ def curves_picture(rows: Sequence[Row], title: str) -> RGB:
             marks,
         )
     return page.picture()
+
+
+def draw_curves(run: Path, rows: Sequence[Row]) -> None:
+    """Write ``pictures/curves.png`` of a run anew, once there are rows.
+
+    Raises:
+        OutputError: the picture cannot be written.
+    """
+    if rows:
+        write_picture(curves_picture(rows, run.name), run / "pictures" / "curves.png")
 
 
 def curves_of(rows: Sequence[Row], panel: Panel) -> dict[str, Points]:

@@ -28,7 +28,7 @@ LIMITS: Mapping[str, Limit] = MappingProxyType(
         "collapse.small": Limit(0.5, "share: where more codes are in use the codebook itself is that small"),
         "winning.loss": Limit(0.05, "of the hinge loss: nearly every patch lies beyond the hinge and has no gradient"),
         "winning.gap": Limit(3.0, "real less fake logit; the hinge asks for 2"),
-        "winning.weight": Limit(7900.0, "the adaptive weight ends at 0.8 * 10,000: the generator has no gradient"),
+        "winning.weight": Limit(1000.0, "the adaptive weight lies about 1 in trainings that work, and ends at 8,000"),
         "asleep.rows": Limit(10, "rows: the first steps of a fresh discriminator look like this"),
         "asleep.gap": Limit(0.02, "between real and fake logits, beside 0.1 and more of a discriminator that learns"),
         "asleep.loss": Limit(0.6, "logits of 0 give 1 (hinge) or 0.69 (logistic); a small loss is not asleep"),

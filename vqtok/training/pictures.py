@@ -71,10 +71,10 @@ def validation_grid(
     if len(set(counts)) != 1 or not counts[0]:
         raise ConfigError(f"expected as many originals, reconstructions and tokens, got {counts}")
     shown = min(len(originals), _IMAGES)
-    found = [psnr(a, b) for a, b in zip(originals, reconstructions, strict=True)]
+    found = [psnr(originals[i], reconstructions[i]) for i in range(shown)]
     maps = [_token_panel(row) for row, _ in zip(tokens, range(shown), strict=False)]
     page = Page(_left(shown) - _GAP + _MARGIN, _top(3 if any(x is not None for x in maps) else 2) - _LINE + _MARGIN)
-    page.text((_MARGIN, 14), f"{title}   ·   {np.mean(found):.2f} dB over {len(found)} images", 20)
+    page.text((_MARGIN, 14), f"{title}   ·   {_decibels(float(np.mean(found)))} over these {shown}", 20)
     for i in range(shown):
         _draw(page, i, 0, "original" if i == 0 else "", originals[i])
         _draw(page, i, 1, f"{'from tokens, ' if i == 0 else ''}{_decibels(found[i])}", reconstructions[i])
@@ -102,6 +102,17 @@ def growth_picture(run: Path) -> RGB | None:
     for i, (name, cell) in enumerate(cells):
         _draw(page, i % columns, i // columns, name, cell)
     return page.picture()
+
+
+def draw_growth(run: Path) -> None:
+    """Write ``pictures/growth.png`` of a run anew, once there are pictures of validations.
+
+    Raises:
+        OutputError: the picture cannot be written.
+    """
+    picture = growth_picture(run)
+    if picture is not None:
+        write_picture(picture, run / "pictures" / "growth.png")
 
 
 def write_picture(pixels: RGB, path: Path) -> None:

@@ -107,6 +107,12 @@ class Progress:
             self._stream.flush()
 
 
+def say(text: str) -> None:
+    """Print one line on stderr; that nobody can read it is no reason to fail."""
+    with suppress(OSError):
+        sys.stderr.write(f"{escape(text, 4000)}\n")
+
+
 _WORDS = {
     "total": lambda x: f"loss {x:.4g}",
     "psnr": lambda x: f"PSNR {x:.2f} dB",

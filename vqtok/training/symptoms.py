@@ -73,9 +73,10 @@ def collapse(history: History, active: bool) -> str | None:
 def discriminator_winning(history: History, active: bool) -> str | None:
     """Find a discriminator that tells real from made without effort."""
     long = rows("long")
-    if weights := history.last("discriminator.adaptive_weight", long):
-        if min(weights) >= limit("winning.weight"):
-            return f"the adaptive weight is at its end, {weights[-1]:.4g}: the discriminator gives no gradient"
+    for name in ("adaptive_weight", "weight"):
+        weights = history.last(f"discriminator.{name}", long)
+        if weights and min(weights) >= limit("winning.weight"):
+            return f"the adaptive weight is {weights[-1]:.4g}: the discriminator gives hardly any gradient"
     losses, gap = history.last("discriminator.loss", long), _gap(history, long)
     if not losses or gap is None or max(losses) >= limit("winning.loss") or gap <= limit("winning.gap"):
         return None
@@ -202,7 +203,8 @@ def slow_data(history: History, active: bool) -> str | None:
 def failures(history: History, active: bool) -> str | None:
     """Find images that were refused in the last rows."""
     found = [*history.series.get("failures", ())][-rows("failures.rows") :]
-    if not found or found[-1] <= (found[0] if len(found) == rows("failures.rows") else 0):
+    fresh = len(found) < rows("failures.rows")  # the count is missing while it is 0, and starts anew with a process
+    if not found or found[-1] == 0 or (len({*found}) == 1 and not fresh):
         return None
     return f"{found[-1]:,.0f} images were refused so far"
 

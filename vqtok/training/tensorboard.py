@@ -8,12 +8,13 @@ from typing import Any
 
 from vqtok.images import RGB
 from vqtok.training.history import Row, numbers
+from vqtok.training.progress import say
 
 _ABSENT = "TensorBoard is not installed, so the run gets no tensorboard/: pip install 'vqtok[train]'"
 
 
 class Board:
-    """Event files of a run; without TensorBoard it says so once and then does nothing.
+    """Event files of a run, begun with the first thing that is written; without TensorBoard one line says so.
 
     Args:
         folder: of the event files: ``tensorboard`` in the run.
@@ -22,39 +23,48 @@ class Board:
         say: takes the line about TensorBoard that is missing.
 
     >>> import tempfile
-    >>> board = Board(Path(tempfile.mkdtemp()), 0, print)
-    >>> board.row({"event": "train", "step": 100, "losses": {"l2": 0.5}})
+    >>> board = Board(Path(tempfile.mkdtemp()), 0)
+    >>> board.write({"event": "train", "step": 100, "losses": {"l2": 0.5}})
     >>> board.close()
     """
 
-    def __init__(self, folder: Path, done: int, say: Callable[[str], None]) -> None:
-        self._writer: Any = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            say(_ABSENT)
-        else:
-            # Purging hides events of this step and later ones; the checkpoint's own stay.
-            self._writer = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+    def __init__(self, folder: Path, done: int, say: Callable[[str], None] = say) -> None:
+        self._folder, self._done, self._say = folder, done, say
+        self._begun, self._writer = False, None
 
-    def row(self, row: Row) -> None:
+    def _open(self) -> Any:
+        """Return what writes event files, None without TensorBoard."""
+        if not self._begun:
+            self._begun = True
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                self._say(_ABSENT)
+            else:
+                # Purging hides events of this step and later ones; the checkpoint's own stay.
+                self._writer = SummaryWriter(str(self._folder), purge_step=self._done + 1 if self._done else None)
+        return self._writer
+
+    def write(self, row: Row) -> None:
         """Write the numbers of a training or validation row, or the words of an alarm."""
-        if self._writer is None:
+        writer = self._open()
+        if writer is None:
             return
         found = numbers(row)
         event, step = str(row.get("event")), int(found.pop("step", 0))
         if event == "alarm":
             text = f"{row.get('message')}\n\nWhat helps: {row.get('remedy')}"
-            self._writer.add_text(f"alarm/{row.get('name')}", text, step)
+            writer.add_text(f"alarm/{row.get('name')}", text, step)
         elif event in ("train", "validate"):
             for name, value in found.items():
-                self._writer.add_scalar(f"{event}/{name.replace('.', '/')}", value, step)
+                writer.add_scalar(f"{event}/{name.replace('.', '/')}", value, step)
 
     def picture(self, step: int, pixels: RGB, name: str = "validation") -> None:
         """Write uint8 [H, W, 3]."""
-        if self._writer is not None:
-            self._writer.add_image(name, pixels, step, dataformats="HWC")
-            self._writer.flush()
+        writer = self._open()
+        if writer is not None:
+            writer.add_image(name, pixels, step, dataformats="HWC")
+            writer.flush()
 
     def close(self) -> None:
         """Write what is left and close the files."""
