@@ -164,6 +164,9 @@ def test_every_kind_has_a_bad_curve_a_remedy_and_limits_with_reasons():
         (changed(ROWS, 5000, event="validate", psnr="inf"), "nothing is lost"),
         (changed(ROWS, 14_000, event="validate", psnr=26.9), "less than half a decibel"),
         (changed(ROWS, 15_000, 15_300, **logits(0.01, 2.5, -2.4)), "ahead for a moment"),
+        (changed(ROWS, 5000, total=0.0, gradient_norm=0.0), "nothing left to learn"),
+        (changed(ROWS, 15_000, **logits(0.01, 1.2, -1.2)), "a small loss, but logits no further apart than asked for"),
+        (changed(ROWS, 15_000, **logits(0.3, 0.01, 0.0)), "equal means, but a loss of one that tells"),
         (changed(ROWS, 500, 800, usage=0.01, perplexity=5.0), "a codebook that has only begun"),
         (changed(LATE, 17_500, event="validate", psnr=27.3), "the schedule has ended the learning"),
     ],
@@ -307,3 +310,19 @@ def test_a_history_keeps_what_numpy_says():
             assert history.recent("gradient_norm") == np.median(values[i - 2 : i + 1])
     medians = [np.median(values[i - 2 : i + 1]) for i in range(2, 100)]
     assert history.highest["usage"] == max(medians[48:]), "usage counts from 500 steps after its first row"
+
+
+@pytest.mark.parametrize("change", recipe_changes())
+def test_the_recipe_takes_what_remedies_name(change):
+    recipes = pytest.importorskip("vqtok.training.recipe")
+    recipe = {
+        "model": {"preset": "vqvae-tiny"},
+        "data": {"train": [{"path": "photos"}]},
+        "stages": [{"steps": 100, "images": 8, "size": 64}],
+        "losses": {"l2": 1.0, "commitment": 0.1},
+        "optimizer": {"learning_rate": 1e-3},
+        "discriminator": {"learning_rate": 3e-4},
+    }
+    before = recipes.Recipe.from_mapping(recipe)
+    recipes.set_key(recipe, change)
+    assert recipes.Recipe.from_mapping(recipe) != before or change in ("precision=float32", "discriminator.r1=0.0")
