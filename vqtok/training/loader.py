@@ -1,0 +1,63 @@
+"""Batches made ahead in worker processes, by torch's `DataLoader`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch.utils.data import DataLoader
+
+from vqtok.errors import ResourceError
+from vqtok.training.cutting import Cut, Cutter, Task
+
+_AHEAD = 2  # batches a worker
+_PATIENCE = 600.0  # seconds for one batch: a decoder that hangs ends the training, as a dead one does
+_LOST = ("exited unexpectedly", "killed by signal", "timed out")
+
+
+def cut_ahead(cutter: Cutter, tasks: Iterable[Task], workers: int) -> Iterator[Cut]:
+    """Yield what a cutter makes of tasks, in their order.
+
+    The processes are spawned, so that they share no lock and no GPU with this one: a script that trains must start
+    under ``if __name__ == "__main__":``. They end with this iterator, and with this process.
+
+    Args:
+        cutter: as it was made, not used yet.
+        tasks: may be endless.
+        workers: processes; 0 cuts in this one, one batch at a time.
+
+    Raises:
+        ResourceError: a process was lost.
+    """
+    loader: DataLoader[Cut] = DataLoader(
+        cutter,
+        batch_size=None,
+        sampler=tasks,  # pyright: ignore[reportArgumentType]  (any iterable will do without batching)
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_ignore_interrupts,
+        multiprocessing_context="spawn" if workers else None,
+        prefetch_factor=_AHEAD if workers else None,
+        timeout=_PATIENCE if workers else 0,
+        generator=torch.Generator(),  # else it draws from the generator that the model trains with
+    )
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _LOST):
+            raise
+        raise ResourceError(
+            f"expected training images, but a process that decodes them was lost ({str(error).splitlines()[0]}): "
+            "if memory ran out, set data.workers lower; if a script of yours trains, start it under "
+            'if __name__ == "__main__":; data.workers = 0 decodes without processes'
+        ) from error
+
+
+def _as_it_is(cut: Cut) -> Cut:
+    return cut
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Leave Ctrl-C to the training, which ends its workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

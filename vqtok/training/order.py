@@ -1,0 +1,106 @@
+"""Which image is drawn when: a function of the position alone, so that a resumed training needs only its step."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+
+_ONE = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One image of a group.
+
+    Attributes:
+        group: its number.
+        index: of the image in the group.
+    """
+
+    group: int
+    index: int
+
+
+class Order:
+    """Epochs over groups of images, each epoch in an order of its own.
+
+    Without weights all groups are one pool: of the positions e * n .. (e + 1) * n - 1 every image has exactly one.
+    With weights each group has epochs of its own, and the groups take turns so evenly that after any number of draws a
+    group is within two of its share (see `turn`), rather than at random, which would be off by a root of the number.
+
+    Args:
+        sizes: images of each group.
+        weights: of the groups; empty for one pool.
+        seed: of the orders.
+        stream: another stream is another order.
+
+    >>> sorted(draw.index for draw in Order([3], [], seed=7).draws(0, 3))
+    [0, 1, 2]
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, stream: int = 0) -> None:
+        self._sizes, self._pooled = tuple(sizes), not weights
+        self._starts = tuple(accumulate(self._sizes[:-1], initial=0))
+        self._shares = nested_shares(weights)
+        self._seed, self._stream = seed, stream
+        self._epochs: dict[int, tuple[int, npt.NDArray[np.uint32]]] = {}
+
+    def draws(self, first: int, count: int) -> Iterator[Draw]:
+        """Yield the images at positions first .. first + count - 1."""
+        for position in range(first, first + count):
+            if self._pooled:
+                image = self._shuffled(0, sum(self._sizes), position)
+                group = bisect_right(self._starts, image) - 1
+                yield Draw(group, image - self._starts[group])
+            else:
+                group, before = turn(position, self._shares)
+                yield Draw(group, self._shuffled(group, self._sizes[group], before))
+
+    def substitute(self, group: int, position: int, attempt: int) -> Draw:
+        """Return the image that stands in for one that cannot be read: of the same group, by position and attempt."""
+        random = np.random.default_rng((self._seed, self._stream, 1, position, attempt))
+        return Draw(group, int(random.integers(self._sizes[group])))
+
+    def _shuffled(self, pool: int, size: int, position: int) -> int:
+        epoch, index = divmod(position, size)
+        known = self._epochs.get(pool)
+        if known is None or known[0] != epoch:
+            order = np.arange(size, dtype=np.uint32)
+            np.random.default_rng((self._seed, self._stream, 0, pool, epoch)).shuffle(order)
+            known = self._epochs[pool] = (epoch, order)
+        return int(known[1][index])
+
+
+def nested_shares(weights: Sequence[float]) -> tuple[int, ...]:
+    """Return each group's share of what the groups before it leave, in 2^-40; none for the last group.
+
+    >>> [share / 2**40 for share in nested_shares([1, 1, 2])]
+    [0.25, 0.3333333333330302]
+    """
+    left, shares = sum(weights), []
+    for weight in weights[:-1]:
+        shares.append(min(_ONE, int(weight / left * _ONE)))
+        left -= weight
+    return tuple(shares)
+
+
+def turn(position: int, shares: Sequence[int]) -> tuple[int, int]:
+    """Return whose turn it is at a position, and how many turns that group had before.
+
+    Of the first n turns the first group has floor(n * share), the next one as much of the rest, and so on: exact in
+    integers, and no position is counted from another one.
+
+    >>> [turn(position, nested_shares([1, 2]))[0] for position in range(6)]
+    [1, 1, 1, 0, 1, 1]
+    """
+    for group, share in enumerate(shares):
+        before, after = position * share // _ONE, (position + 1) * share // _ONE
+        if after > before:
+            return group, before
+        position -= before
+    return len(shares), position

@@ -1,0 +1,54 @@
+"""Groups of a recipe to lists of images, by what ``vqtok tokenize`` takes: folders, patterns, lists, tars, tables."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vqtok.dataset.items import Item
+from vqtok.dataset.listing import expand_braces, list_items
+from vqtok.dataset.tables import Columns
+from vqtok.errors import InputError, escape
+from vqtok.training.data_section import Group
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The images of a group, sorted by name.
+
+    Attributes:
+        columns: how its tables are read.
+        items: what it is called and where its bytes lie.
+    """
+
+    columns: Columns
+    items: tuple[Item, ...]
+
+
+def list_source(group: Group, base: Path) -> Source:
+    """Find the images of a group; nothing is decoded.
+
+    Args:
+        group: of the recipe.
+        base: where relative paths start, those in lists too.
+
+    Raises:
+        InputError: there is nothing of that name, or no image in it.
+
+    >>> list_source(Group(path="no-photos"), Path("/tmp"))
+    Traceback (most recent call last):
+    vqtok.errors.InputError: /tmp/no-photos: expected training images, found nothing of that name: check the path
+    """
+    path = os.path.join(base, group.path)
+    names = [path] if os.path.lexists(path) else expand_braces(path)
+    for name in names:
+        if not os.path.lexists(name) and not glob.has_magic(name):
+            raise InputError(f"{escape(name)}: expected training images, found nothing of that name: check the path")
+    columns = Columns(image=group.column, root=str(base))
+    # What travels with an image into token shards is of no use here, and there may be millions of them.
+    items = tuple(replace(item, about={}) if item.about else item for item in list_items([path], columns))
+    if not items:
+        raise InputError(f"{escape(path)}: expected training images there, found none: is it the right file?")
+    return Source(columns, items)
