@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import resource
 import shutil
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from vqtok.store.commit import commit
 from vqtok.training.pyramid import Extent, Pyramid, pyramid
 
 _MAGIC = b"vqtpix1\n"
-_OPEN = 256  # mapped files a process keeps: each costs a descriptor
+_OPEN = 1 << 12  # mapped files a process keeps, or half of the descriptors it may have: each costs one
 _RESERVE = 1 << 30  # bytes of the file system that a cache leaves to others, or a quarter of a small one
 _SPEC = images.PreprocessSpec()
 
@@ -48,7 +48,8 @@ class PhotoCache:
 
     def __init__(self, folder: str, sides: Sequence[int]) -> None:
         self.folder, self.sides = folder, tuple(sides)
-        self._open: OrderedDict[Path, Pyramid] = OrderedDict()
+        self._open: OrderedDict[str, Pyramid] = OrderedDict()
+        self._most_open = min(_OPEN, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
     def photo(self, item: Item, columns: Columns) -> Pyramid | Failure:
         """Return the levels of an image, or why it is refused. Refusals are not kept: the image is tried again."""
@@ -63,7 +64,7 @@ class PhotoCache:
             self._write(path, levels)
         return levels
 
-    def _path(self, item: Item, columns: Columns) -> Path | None:
+    def _path(self, item: Item, columns: Columns) -> str | None:
         """Return where the pixels of an image are or will be; None when they cannot be kept."""
         if not self.folder or item.refused:
             return None
@@ -74,7 +75,7 @@ class PhotoCache:
         place = os.path.abspath(item.path), item.offset, item.size, item.row, columns.image
         what = info.st_size, info.st_mtime_ns, info.st_ino, _SPEC.algorithm, self.sides
         name = hashlib.sha256(repr((place, what)).encode("utf-8", "surrogateescape")).hexdigest()
-        return Path(self.folder, name[:2], name[2:])
+        return f"{self.folder}/{name[:2]}/{name[2:]}"
 
     def _keeps(self, item: Item, columns: Columns) -> bool:
         """Tell whether an image's file is the one that was asked for its age: a table may name another file."""
@@ -85,7 +86,7 @@ class PhotoCache:
         except ImageError:
             return False
 
-    def _known(self, path: Path) -> Pyramid | None:
+    def _known(self, path: str) -> Pyramid | None:
         if path in self._open:
             self._open.move_to_end(path)
             return self._open[path]
@@ -94,29 +95,29 @@ class PhotoCache:
         except (OSError, IntegrityError):  # not there, or cut by a disk that was full: it is written anew
             return None
         self._open[path] = found
-        if len(self._open) > _OPEN:
+        if len(self._open) > self._most_open:
             self._open.popitem(last=False)
         return found
 
-    def _write(self, path: Path, levels: Pyramid) -> None:
+    def _write(self, path: str, levels: Pyramid) -> None:
         """Keep the pixels if there is room; a cache that cannot grow is slow, not wrong."""
         pieces = [_header(levels.extents), *(levels.level(i).tobytes() for i in range(len(levels.extents)))]
         usage = shutil.disk_usage(self.folder)
         if usage.free - sum(map(len, pieces)) < min(_RESERVE, usage.total // 4):
             return
         with suppress(OutputError, OSError):
-            path.parent.mkdir(exist_ok=True)
-            commit(path, pieces, verify=lambda written: _check(read_levels(written), levels), overwrite=True)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            commit(path, pieces, verify=lambda written: _check(read_levels(str(written)), levels), overwrite=True)
 
 
-def read_levels(path: Path) -> Pyramid:
+def read_levels(path: str) -> Pyramid:
     """Map a cached photograph; its pixels may be written to, which changes no file.
 
     Raises:
         IntegrityError: it is not as long as its header says, or has none.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if size < 16:
             raise IntegrityError(f"{path}: expected a cached photograph, got {size} bytes: delete it")

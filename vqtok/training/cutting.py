@@ -76,25 +76,27 @@ class Cutter(Dataset[Cut]):
     def __getitem__(self, task: Task) -> Cut:
         """Return the crops of a task."""
         cut = Cut(task.step, torch.zeros(len(task.samples), task.size, task.size, 3, dtype=torch.uint8), {})
-        for number, sample in enumerate(task.samples):
-            crop = self.crop(sample, task.size)
-            if isinstance(crop, Failure):
-                cut.refused[number] = crop
-            else:
-                cut.crops[number] = crop
+        with torch.random.fork_rng(devices=[]):
+            for number, sample in enumerate(task.samples):
+                self._place(cut, number, sample)
         return cut
 
-    def crop(self, sample: Sample, size: int) -> Tensor | Failure:
-        """Return one crop, uint8 [size, size, 3], or why its image is refused. Torch's random state stays as it was."""
+    def replace(self, cut: Cut, number: int, sample: Sample) -> bool:
+        """Put another crop in the place of one that was refused; return whether it was not refused, too."""
+        with torch.random.fork_rng(devices=[]):
+            return self._place(cut, number, sample)
+
+    def _place(self, cut: Cut, number: int, sample: Sample) -> bool:
         levels = self._photos.photo(sample.item, sample.columns)
         if isinstance(levels, Failure):
-            return levels
-        with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would seed the generators of GPUs as well.
-            torch.default_generator.manual_seed(sample.seed)
-            photo = levels.level(self._level(levels, size))
-            channels_first = torch.from_numpy(photo).permute(2, 0, 1)
-            return transform(self._crops, self._flip, size)(channels_first).permute(1, 2, 0)
+            cut.refused[number] = levels
+            return False
+        size = cut.crops.shape[1]
+        # Not torch.manual_seed, which would seed the generators of GPUs as well.
+        torch.default_generator.manual_seed(sample.seed)
+        photo = torch.from_numpy(levels.level(self._level(levels, size))).permute(2, 0, 1)
+        cut.crops[number] = transform(self._crops, self._flip, size)(photo).permute(1, 2, 0)
+        return True
 
     def _level(self, levels: Pyramid, size: int) -> int:
         """Draw one of the levels that hold a whole crop; if none does, take the largest."""

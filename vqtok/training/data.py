@@ -175,7 +175,7 @@ class _Work:
         start, draws = self._pending.pop(cut.step)
         self._refusals.drawn(len(draws))
         failures: list[Failure] = []
-        for number, failure in cut.refused.items():
+        for number, failure in list(cut.refused.items()):
             if self._refusals.add(draws[number], failure):
                 failures.append(failure)
             self._substitute(cut, number, draws[number].group, start + number, failures)
@@ -186,10 +186,8 @@ class _Work:
         for attempt in range(1, _ATTEMPTS):
             draw = self._order.substitute(group, position, attempt)
             sample = self._data.sample(draw, (self._stream, position, attempt))
-            crop = self.cutter.crop(sample, cut.crops.shape[1])
-            if not isinstance(crop, Failure):
-                cut.crops[number] = crop
+            if self.cutter.replace(cut, number, sample):
                 return
-            if self._refusals.add(draw, crop):
-                failures.append(crop)
+            if self._refusals.add(draw, cut.refused[number]):
+                failures.append(cut.refused[number])
         self._refusals.give_up()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -12,8 +13,7 @@ from vqtok.errors import ResourceError
 from vqtok.training.cutting import Cut, Cutter, Task
 
 _AHEAD = 2  # batches a worker
-_PATIENCE = 600.0  # seconds for one batch: a decoder that hangs ends the training, as a dead one does
-_LOST = ("exited unexpectedly", "killed by signal", "timed out")
+_LOST = ("exited unexpectedly", "killed by signal", "ancdata")  # what torch and Python say then
 
 
 def cut_ahead(cutter: Cutter, tasks: Iterable[Task], workers: int) -> Iterator[Cut]:
@@ -39,19 +39,33 @@ def cut_ahead(cutter: Cutter, tasks: Iterable[Task], workers: int) -> Iterator[C
         worker_init_fn=_ignore_interrupts,
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=_AHEAD if workers else None,
-        timeout=_PATIENCE if workers else 0,
         generator=torch.Generator(),  # else it draws from the generator that the model trains with
     )
     try:
-        yield from loader
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _LOST):
+        yield from _watched(loader)
+    except (RuntimeError, OSError, EOFError) as error:
+        # The last two: it died with pixels in its hands that this process was about to take over.
+        words = str(error) or "its answer ends early"
+        if isinstance(error, RuntimeError) and not any(known in words for known in _LOST):
             raise
         raise ResourceError(
-            f"expected training images, but a process that decodes them was lost ({str(error).splitlines()[0]}): "
-            "if memory ran out, set data.workers lower; if a script of yours trains, start it under "
+            f"expected training images, but a process that decodes them was lost ({words.splitlines()[0]}): "
+            "if memory (or /dev/shm) ran out, set data.workers lower; if a script of yours trains, start it under "
             'if __name__ == "__main__":; data.workers = 0 decodes without processes'
         ) from error
+
+
+def _watched(loader: DataLoader[Cut]) -> Iterator[Cut]:
+    """Start the processes, and let the loss of one be noticed where a batch is waited for (within five seconds).
+
+    `DataLoader` would raise it from a signal handler, wherever the training happens to be: in the middle of a step.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, handler if handler is not None else signal.SIG_DFL)
+    return batches
 
 
 def _as_it_is(cut: Cut) -> Cut:

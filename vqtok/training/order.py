@@ -30,8 +30,8 @@ class Order:
     """Epochs over groups of images, each epoch in an order of its own.
 
     Without weights all groups are one pool: of the positions e * n .. (e + 1) * n - 1 every image has exactly one.
-    With weights each group has epochs of its own, and the groups take turns so evenly that after any number of draws a
-    group is within two of its share (see `turn`), rather than at random, which would be off by a root of the number.
+    With weights each group has epochs of its own, and the groups take turns so evenly (see `turn`) that after any
+    number of draws each of G groups is within ceil(log2 G) of its share, and at random it would be off by the root.
 
     Args:
         sizes: images of each group.
@@ -46,7 +46,7 @@ class Order:
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, stream: int = 0) -> None:
         self._sizes, self._pooled = tuple(sizes), not weights
         self._starts = tuple(accumulate(self._sizes[:-1], initial=0))
-        self._shares = nested_shares(weights)
+        self._weights = tuple(weights)
         self._seed, self._stream = seed, stream
         self._epochs: dict[int, tuple[int, npt.NDArray[np.uint32]]] = {}
 
@@ -58,7 +58,7 @@ class Order:
                 group = bisect_right(self._starts, image) - 1
                 yield Draw(group, image - self._starts[group])
             else:
-                group, before = turn(position, self._shares)
+                group, before = turn(position, self._weights)
                 yield Draw(group, self._shuffled(group, self._sizes[group], before))
 
     def substitute(self, group: int, position: int, attempt: int) -> Draw:
@@ -76,31 +76,22 @@ class Order:
         return int(known[1][index])
 
 
-def nested_shares(weights: Sequence[float]) -> tuple[int, ...]:
-    """Return each group's share of what the groups before it leave, in 2^-40; none for the last group.
+def turn(position: int, weights: Sequence[float]) -> tuple[int, int]:
+    """Return which group's turn it is at a position, and how many turns it had before.
 
-    >>> [share / 2**40 for share in nested_shares([1, 1, 2])]
-    [0.25, 0.3333333333330302]
+    The groups are halved again and again: of the first n turns, the left half has floor(n * its share) and the right
+    half the rest. Exact in integers, and no position is counted from another one.
+
+    >>> [turn(position, [1, 2])[0] for position in range(6)]
+    [1, 1, 0, 1, 1, 0]
     """
-    left, shares = sum(weights), []
-    for weight in weights[:-1]:
-        shares.append(min(_ONE, int(weight / left * _ONE)))
-        left -= weight
-    return tuple(shares)
-
-
-def turn(position: int, shares: Sequence[int]) -> tuple[int, int]:
-    """Return whose turn it is at a position, and how many turns that group had before.
-
-    Of the first n turns the first group has floor(n * share), the next one as much of the rest, and so on: exact in
-    integers, and no position is counted from another one.
-
-    >>> [turn(position, nested_shares([1, 2]))[0] for position in range(6)]
-    [1, 1, 1, 0, 1, 1]
-    """
-    for group, share in enumerate(shares):
+    low, high = 0, len(weights)
+    while high - low > 1:
+        middle = (low + high) // 2
+        share = int(sum(weights[low:middle]) / sum(weights[low:high]) * _ONE)
         before, after = position * share // _ONE, (position + 1) * share // _ONE
         if after > before:
-            return group, before
-        position -= before
-    return len(shares), position
+            high, position = middle, before
+        else:
+            low, position = middle, position - before
+    return low, position
