@@ -180,6 +180,47 @@ def test_a_weighted_group_has_epochs_of_its_own():
             assert sorted(images[start : start + size]) == list(range(size))
 
 
+def runs_of_blocks(blocks: list[int]) -> list[set[int]]:
+    """Cut a sequence of blocks where a new set of four begins."""
+    found: list[set[int]] = [set()]
+    for block in blocks:
+        if block not in found[-1] and len(found[-1]) == 4:
+            found.append(set())
+        found[-1].add(block)
+    return found
+
+
+def test_images_of_a_table_are_drawn_from_four_row_groups_at_a_time():
+    blocks = np.repeat(np.arange(12), 5)[np.random.default_rng(0).permutation(60)]  # names do not follow rows
+    order = Order([60], [], seed=1, blocks=[blocks])
+    for start in (0, 60):
+        images = [draw.index for draw in order.draws(start, 60)]
+        assert sorted(images) == list(range(60))
+        windows = runs_of_blocks([blocks[image] for image in images])
+        assert [len(window) for window in windows] == [4, 4, 4]
+        assert set.union(*windows) == set(range(12))
+        assert len(set(blocks[images[:10]])) > 2  # and shuffled among those
+
+
+def test_images_that_lie_alone_are_spread_over_the_windows_of_a_table():
+    blocks = [np.repeat(np.arange(40), 10), np.zeros(0, np.int64)]
+    groups = [draw.group for draw in Order([400, 400], [], seed=1, blocks=blocks).draws(0, 800)]
+    assert np.reshape(groups, (8, 100)).mean(axis=1) == pytest.approx(0.5, abs=0.2)
+
+
+def test_each_row_group_of_a_table_is_read_about_once_a_batch(base, monkeypatch):
+    images = [{"bytes": png(flat(i)), "path": f"{(7 * i) % 48:02d}"} for i in range(48)]
+    pq.write_table(pa.table({"image": images}), base / "many.parquet", row_group_size=4)
+    reads = []
+    read = pq.ParquetFile.read_row_group
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: reads.append(a[1]) or read(*a, **k))
+    found = data(base, "many.parquet")
+    reads.clear()
+    assert sorted(levels(found.batches(0, lambda _: BatchShape(16, 16)), 3)) == list(range(48))
+    assert sorted(set(reads)) == list(range(12))
+    assert len(reads) <= 15
+
+
 def test_weights_are_given_to_all_groups_or_to_none():
     groups = [{"path": "a", "weight": 1.0}, {"path": "b"}]
     with pytest.raises(ConfigError, match="weight for every group"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from vqtok.dataset.items import Item
 from vqtok.dataset.tables import Columns
 from vqtok.errors import ResourceError
 from vqtok.training.cache import PhotoCache
-from vqtok.training.data_section import DataSection, ScaledCrops
+from vqtok.training.data_section import DataSection, ResizedCrops, ScaledCrops
 from vqtok.training.pyramid import Pyramid
 
 
@@ -72,13 +71,14 @@ class Cutter(Dataset[Cut]):
         self._crops, self._flip = section.crops, section.flip
         sides = section.crops.sides if isinstance(section.crops, ScaledCrops) else ()
         self._photos = PhotoCache(folder, sides)
+        self._transforms: dict[int, Callable[[Tensor], Tensor]] = {}
 
     def __getitem__(self, task: Task) -> Cut:
-        """Return the crops of a task."""
+        """Return the crops of a task; made in the order in which their bytes lie, so that a table is read in turn."""
         cut = Cut(task.step, torch.zeros(len(task.samples), task.size, task.size, 3, dtype=torch.uint8), {})
         with torch.random.fork_rng(devices=[]):
-            for number, sample in enumerate(task.samples):
-                self._place(cut, number, sample)
+            for number in sorted(range(len(task.samples)), key=lambda i: task.samples[i].item.place()):
+                self._place(cut, number, task.samples[number])
         return cut
 
     def replace(self, cut: Cut, number: int, sample: Sample) -> bool:
@@ -95,7 +95,9 @@ class Cutter(Dataset[Cut]):
         # Not torch.manual_seed, which would seed the generators of GPUs as well.
         torch.default_generator.manual_seed(sample.seed)
         photo = torch.from_numpy(levels.level(self._level(levels, size))).permute(2, 0, 1)
-        cut.crops[number] = transform(self._crops, self._flip, size)(photo).permute(1, 2, 0)
+        if size not in self._transforms:
+            self._transforms[size] = transform(self._crops, self._flip, size)
+        cut.crops[number] = self._transforms[size](photo).permute(1, 2, 0)
         return True
 
     def _level(self, levels: Pyramid, size: int) -> int:
@@ -118,8 +120,7 @@ def pick(weights: Sequence[float], number: float) -> int:
     return min(int(np.searchsorted(ends, number, side="right")), len(weights) - 1)
 
 
-@lru_cache(maxsize=64)
-def transform(crops: Any, flip: float, size: int) -> Callable[[Tensor], Tensor]:
+def transform(crops: ScaledCrops | ResizedCrops, flip: float, size: int) -> Callable[[Tensor], Tensor]:
     """Return torchvision's transform uint8 [3, H, W] -> uint8 [3, size, size], which draws from torch's generator."""
     v2 = transforms()
     if isinstance(crops, ScaledCrops):

@@ -135,7 +135,7 @@ class TrainingData:
     def order(self, stream: int) -> Order:
         """Return the order of a stream."""
         weights = [group.weight for group in self.section.train if group.weight is not None]
-        return Order(self._sizes, weights, self._seed, stream)
+        return Order(self._sizes, weights, self._seed, stream, [source.blocks for source in self._sources])
 
     def cutter(self) -> Cutter:
         """Return a cutter of this process."""

@@ -35,7 +35,7 @@ def cut_ahead(cutter: Cutter, tasks: Iterable[Task], workers: int) -> Iterator[C
         batch_size=None,
         sampler=tasks,  # pyright: ignore[reportArgumentType]  (any iterable will do without batching)
         num_workers=workers,
-        collate_fn=_as_it_is,
+        collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]  (typed as if there were batching)
         worker_init_fn=_ignore_interrupts,
         multiprocessing_context="spawn" if workers else None,
         prefetch_factor=_AHEAD if workers else None,
@@ -46,7 +46,8 @@ def cut_ahead(cutter: Cutter, tasks: Iterable[Task], workers: int) -> Iterator[C
     except (RuntimeError, OSError, EOFError) as error:
         # The last two: it died with pixels in its hands that this process was about to take over.
         words = str(error) or "its answer ends early"
-        if isinstance(error, RuntimeError) and not any(known in words for known in _LOST):
+        ours = not workers or words.startswith("Caught ")  # raised by our code, here or in a process
+        if ours or (isinstance(error, RuntimeError) and not any(known in words for known in _LOST)):
             raise
         raise ResourceError(
             f"expected training images, but a process that decodes them was lost ({words.splitlines()[0]}): "

@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 _ONE = 1 << 40
+_WINDOW = 4  # blocks that are drawn from at a time
+
+Blocks = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +41,26 @@ class Order:
         weights: of the groups; empty for one pool.
         seed: of the orders.
         stream: another stream is another order.
+        blocks: of each group, the block that each image lies in, int64 [images]; [0] where an image can be reached by
+            itself; left out if all can. Blocks are shuffled, and images among those of four blocks at a time.
 
     >>> sorted(draw.index for draw in Order([3], [], seed=7).draws(0, 3))
     [0, 1, 2]
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, stream: int = 0) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        stream: int = 0,
+        blocks: Sequence[Blocks] = (),
+    ) -> None:
         self._sizes, self._pooled = tuple(sizes), not weights
         self._starts = tuple(accumulate(self._sizes[:-1], initial=0))
         self._weights = tuple(weights)
         self._seed, self._stream = seed, stream
+        self._blocks = tuple(blocks) or tuple(np.zeros(0, np.int64) for _ in sizes)
         self._epochs: dict[int, tuple[int, npt.NDArray[np.uint32]]] = {}
 
     def draws(self, first: int, count: int) -> Iterator[Draw]:
@@ -70,10 +83,39 @@ class Order:
         epoch, index = divmod(position, size)
         known = self._epochs.get(pool)
         if known is None or known[0] != epoch:
+            random = np.random.default_rng((self._seed, self._stream, 0, pool, epoch))
             order = np.arange(size, dtype=np.uint32)
-            np.random.default_rng((self._seed, self._stream, 0, pool, epoch)).shuffle(order)
+            random.shuffle(order)
+            groups = range(len(self._sizes)) if self._pooled else [pool]
+            windows = shuffled_windows([self._blocks[i] for i in groups], [self._sizes[i] for i in groups], random)
+            if len(windows):
+                order = order[np.argsort(windows[order], kind="stable")]
             known = self._epochs[pool] = (epoch, order)
         return int(known[1][index])
+
+
+def shuffled_windows(blocks: Sequence[Blocks], sizes: Sequence[int], random: np.random.Generator) -> Blocks:
+    """Return the window that each image of several groups is drawn in, int64; [0] where one window holds all blocks.
+
+    Args:
+        blocks: of each group, that of each image; [0] for images that lie alone, which go into any window.
+        sizes: images of each group.
+        random: says which blocks share a window.
+
+    >>> len(set(shuffled_windows([np.arange(8)], [8], np.random.default_rng(0)).tolist()))
+    2
+    """
+    counts = [int(block.max()) + 1 if len(block) else 0 for block in blocks]
+    total = sum(counts)
+    if total <= _WINDOW:
+        return np.zeros(0, np.int64)
+    window_of = random.permutation(total) // _WINDOW
+    starts = accumulate(counts[:-1], initial=0)
+    parts = [
+        window_of[block + start] if len(block) else random.integers(window_of.max() + 1, size=size)
+        for block, start, size in zip(blocks, starts, sizes, strict=True)
+    ]
+    return np.concatenate(parts)
 
 
 def turn(position: int, weights: Sequence[float]) -> tuple[int, int]:
