@@ -103,6 +103,7 @@ def test_worker_processes_change_nothing(base):
     batches = data(base, workers=2).batches(0, shape_of)
     assert same(stack(batches, 5), alone)
     batches.close()
+    assert not multiprocessing.active_children()
 
 
 def test_a_resumed_training_sees_what_it_would_have_seen(base):
@@ -332,6 +333,13 @@ def test_nothing_but_refused_images_is_no_training(base, allowed):
         _ = data(base, validate_on=("broken",), allowed_failures=allowed).validation
 
 
+def test_substitutes_are_spread_over_the_group():
+    order = Order([3, 40], [1, 1], seed=1)
+    assert len({order.substitute(1, position, 1).index for position in range(200)}) > 35
+    assert len({order.substitute(1, 0, attempt).index for attempt in range(200)}) > 35
+    assert {order.substitute(0, position, 1).group for position in range(9)} == {0}
+
+
 def failure(name: int) -> Failure:
     return Failure(f"{name}", "decode", "corrupt", f"{name}: expected an image")
 
@@ -441,9 +449,9 @@ def test_a_disk_that_is_full_makes_a_cache_slow_and_not_wrong(base, tmp_path, mo
 
 
 class Usage:
-    """A disk with a quarter of its bytes free, all but one."""
+    """A disk with a quarter of its bytes free, and a few more."""
 
-    total, free = 4000, 999
+    total, free = 40_000_000, 10_000_010
 
 
 def test_a_cache_that_cannot_be_made_is_refused(base, tmp_path):

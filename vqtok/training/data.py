@@ -73,6 +73,14 @@ class TrainingData:
         InputError: a source is missing, or holds no image.
         OutputError: the cache cannot be written.
         ResourceError: torchvision is not installed.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> folder = tempfile.mkdtemp()
+    >>> Image.new("RGB", (64, 48)).save(f"{folder}/a.png")
+    >>> data = TrainingData(DataSection(train=(Group(path=folder),), workers=0), seed=0, base=Path())
+    >>> next(data.batches(0, lambda step: BatchShape(count=4, size=32))).images.shape
+    (4, 32, 32, 3)
     """
 
     def __init__(self, section: DataSection, seed: int, base: Path) -> None:

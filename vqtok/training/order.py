@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ def turn(position: int, weights: Sequence[float]) -> tuple[int, int]:
     low, high = 0, len(weights)
     while high - low > 1:
         middle = (low + high) // 2
-        share = int(sum(weights[low:middle]) / sum(weights[low:high]) * _ONE)
+        share = math.ceil(sum(weights[low:middle]) / sum(weights[low:high]) * _ONE)
         before, after = position * share // _ONE, (position + 1) * share // _ONE
         if after > before:
             high, position = middle, before

@@ -46,7 +46,7 @@ class Refusals:
         self._failures[image] = failure
         expected = self._allowed * self._drawn
         by_chance = 1 + expected + 3 * math.sqrt(expected)
-        most = max(min(1.0, self._total - 1.0), self._allowed * self._total) if self._allowed else 0.0
+        most = max(1.0, self._allowed * self._total) if self._allowed else 0.0
         if len(self._failures) > min(most, by_chance) or len(self._failures) == self._total:
             self.give_up()
         return True
