@@ -333,6 +333,32 @@ def test_nothing_but_refused_images_is_no_training(base, allowed):
         _ = data(base, validate_on=("broken",), allowed_failures=allowed).validation
 
 
+def test_an_archive_that_is_cut_off_gives_what_it_still_holds(base):
+    whole = (base / "images.tar").read_bytes()
+    (base / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    batches = list(itertools.islice(data(base, "cut.tar", allowed_failures=0.5).batches(0, shape_of), 5))
+    assert {failure.kind for batch in batches for failure in batch.failures} == {"truncated"}
+    assert all(image.std() > 20 for batch in batches for image in batch.images)  # noise, nothing left blank
+    with pytest.raises(TooManyFailures, match=r"cut\.tar"):
+        stack(data(base, "cut.tar").batches(0, shape_of), 5)
+
+
+def test_a_damaged_table_among_others_is_one_refused_image(base):
+    (base / "tables").mkdir()
+    for i in range(6):
+        images = [{"bytes": png(flat(10 * i + j)), "path": f"{j}"} for j in range(4)]
+        pq.write_table(pa.table({"image": images}), base / f"tables/{i}.parquet", row_group_size=2)
+    (base / "tables/9.parquet").write_bytes(b"PAR1")
+    found = data(base, "tables/*.parquet", allowed_failures=0.1)
+    batches = list(itertools.islice(found.batches(0, lambda _: BatchShape(5, 16)), 5))
+    assert [(x.key, x.kind) for batch in batches for x in batch.failures] == [
+        (str(base / "tables/9.parquet"), "corrupt")
+    ]
+    grey = {int(image[0, 0, 0]) for batch in batches for image in batch.images}
+    assert grey == {10 * i + j for i in range(6) for j in range(4)}
+    assert len(found.order(0)._blocks[0]) == 25
+
+
 def test_substitutes_are_spread_over_the_group():
     order = Order([3, 40], [1, 1], seed=1)
     assert len({order.substitute(1, position, 1).index for position in range(200)}) > 35

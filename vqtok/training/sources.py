@@ -72,7 +72,7 @@ def row_groups(items: Sequence[Item]) -> npt.NDArray[np.int64]:
         table = pyarrow("pyarrow.parquet").ParquetFile(path).metadata
         firsts[path] = sum(map(len, ends.values()))
         ends[path] = list(accumulate(table.row_group(i).num_rows for i in range(table.num_row_groups)))
-    if not all(item.path in ends and item.row >= 0 for item in items):
+    if not all(item.row >= 0 and item.path in ends for item in items if not item.refused):
         return np.zeros(0, np.int64)
-    numbers = (firsts[item.path] + bisect_right(ends[item.path], item.row) for item in items)
+    numbers = (firsts[x.path] + bisect_right(ends[x.path], x.row) if x.row >= 0 else 0 for x in items)
     return np.fromiter(numbers, np.int64, len(items))
