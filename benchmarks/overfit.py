@@ -58,9 +58,7 @@ TRIALS = (
     Trial("vqvae2-tiny"),
     Trial("rqvae-tiny"),
     Trial("vqgan-tiny", learning_rate=1e-3),
-    Trial(
-        "vqgan-gumbel-tiny", {"l2": 1.0, "kl": 0.0}, learning_rate=2e-3, steps=(1200, 2500), continuous=0.2
-    ),
+    Trial("vqgan-gumbel-tiny", {"l2": 1.0, "kl": 0.0}, learning_rate=2e-3, steps=(1200, 2500), continuous=0.2),
     Trial("dvae-tiny", {**_STATISTICS, "kl": 0.0}, learning_rate=2e-3, steps=(3000, 5000), continuous=0.2),
     Trial(
         "vit-vqgan-tiny", {**_STATISTICS, "commitment": 0.06}, learning_rate=1e-3, steps=(2000, 3000), continuous=0.5

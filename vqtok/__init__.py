@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vqtok.store import load_tokens as load_tokens
     from vqtok.store import save_tokens as save_tokens
     from vqtok.tokenizer import Tokenizer as Tokenizer
+    from vqtok.training import train as train
     from vqtok.types import Quantized as Quantized
     from vqtok.types import Reconstruction as Reconstruction
     from vqtok.types import Selection as Selection
@@ -71,6 +72,7 @@ _HOME = {
     "load_tokens": "store",
     "ops": "",
     "save_tokens": "store",
+    "train": "training",
 }
 
 __all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

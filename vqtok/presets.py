@@ -197,7 +197,15 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 EmaQuantizerSection(dim=8, vocab_size=8192, metric="cosine", revive_below=0.1, kmeans_iterations=10),
                 SmallNetwork(channels=(64, 128, 256), residual_blocks=(0, 2, 8)),
             ),
-            "vqtok's default tokenizer; examples/train_photo_f8.py",
+            "vqtok's default tokenizer; examples/recipes/photo-f8.toml",
+        ),
+        "photo-f16": Preset(
+            _grid(
+                SmallNetwork(channels=(48, 96, 192, 320), residual_blocks=(0, 0, 2, 4)),
+                EmaQuantizerSection(dim=8, vocab_size=16384, metric="cosine", revive_below=0.1, kmeans_iterations=10),
+                SmallNetwork(channels=(64, 128, 256, 384), residual_blocks=(0, 2, 3, 5)),
+            ),
+            "photo-f8's kind at 16 x 16 pixels a token; examples/recipes/photo-f16.toml",
         ),
     }
 )

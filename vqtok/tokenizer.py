@@ -11,7 +11,7 @@ from vqtok.grid import GridTokenizer
 from vqtok.images import PreprocessSpec
 from vqtok.networks import reach
 from vqtok.quantizers import Quantizer
-from vqtok.types import Reconstruction
+from vqtok.types import Quantized, Reconstruction
 
 Output: TypeAlias = Literal["pixels", "logit-laplace"]
 
@@ -57,7 +57,10 @@ class Tokenizer(GridTokenizer):
 
     def forward(self, pixels: Tensor) -> Reconstruction:
         """Encode, quantize and decode pixels [B, 3, H, W] with gradients, for training."""
-        quantized = self.quantizer(self.latents(pixels))
+        return self.reconstruct(self.quantizer(self.latents(pixels)))
+
+    def reconstruct(self, quantized: Quantized) -> Reconstruction:
+        """Decode quantized latents, vectors [B, h, w, D], with gradients: the second half of `forward`."""
         decoded = self._decoded(quantized.vectors)
         if self.output == "pixels":
             return Reconstruction(decoded, quantized)

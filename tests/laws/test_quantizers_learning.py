@@ -211,12 +211,16 @@ def _learn_in_a_rank(rank: int, address: str, batches: torch.Tensor, results) ->
     plain, picking = _deterministic_ema(), _deterministic_ema(revive_below=0.5, kmeans_iterations=2)
     levels = [_deterministic_ema(revive_below=0.5, kmeans_iterations=2) for _ in range(4)]
     residual, depths = ResidualQuantizer(levels, dropout=0.8).train(), []
+    joined = _deterministic_ema(revive_below=0.5, kmeans_iterations=2)
+    for seed, batch in enumerate(batches):
+        torch.manual_seed(seed + 100 * rank)  # rank 0 draws what one process would
+        joined(batch[24:] if rank else batch[:24])
     torch.manual_seed(rank)  # ranks of a real training draw other numbers, and their batches need not be of one size
     for batch in batches:
         half = batch[:24] if rank else batch[24:]
         plain(half), picking(half)
         depths.append(residual(half).codes.shape[-1])
-    states = [{name: x.numpy() for name, x in q.state_dict().items()} for q in (plain, picking, residual)]
+    states = [{name: x.numpy() for name, x in q.state_dict().items()} for q in (plain, picking, residual, joined)]
     results.put((rank, [*states, {"depths": torch.tensor(depths).numpy()}]))
     dist.barrier()
     dist.destroy_process_group()
@@ -229,9 +233,11 @@ def _deterministic_ema(**options) -> EmaQuantizer:
 
 def test_two_processes_hold_one_codebook_and_learn_what_one_learns_on_the_joined_batch(tmp_path):
     batches = torch.randn(6, 64, 4)
-    alone = _deterministic_ema()
-    for batch in batches:
-        alone(batch)
+    plain = _deterministic_ema()
+    joined = _deterministic_ema(revive_below=0.5, kmeans_iterations=2)
+    for seed, batch in enumerate(batches):
+        torch.manual_seed(seed)
+        plain(batch), joined(batch)
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     address = f"file://{tmp_path / 'rendezvous'}"
@@ -245,10 +251,11 @@ def test_two_processes_hold_one_codebook_and_learn_what_one_learns_on_the_joined
     for first, second in zip(found[0], found[1], strict=True):
         for name, x in first.items():
             assert (x == second[name]).all(), name
-    assert len({*found[0][3]["depths"].tolist()}) > 1  # ranks drew, and both used what rank 0 drew
-    for name, expected in alone.state_dict().items():
+    assert len({*found[0][-1]["depths"].tolist()}) > 1  # ranks drew, and both used what rank 0 drew
+    for alone, place in ((plain, 0), (joined, 3)):
+        came = {name: torch.from_numpy(x) for name, x in found[0][place].items()}
         # The sums of two halves are rounded in another order than one sum.
-        torch.testing.assert_close(torch.from_numpy(found[0][0][name]), expected, rtol=1e-6, atol=1e-6, msg=name)
+        torch.testing.assert_close(came, alone.state_dict(), rtol=1e-6, atol=1e-6)
 
 
 def test_public_names_are_the_classes():

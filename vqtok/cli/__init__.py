@@ -25,7 +25,8 @@ COMMANDS = {
     "merge": "Put runs into one folder; make an index anew.",
     "convert": "Turn a run or a token file into other formats, or back; `convert model`: the same for models.",
     "inspect": "Say what is in a token file or a model folder; draw the tokens.",
-    "doctor": "Check this installation: versions, devices, backends, a self-test.",
+    "train": "Train a tokenizer as a recipe says; stop and start it as you like.",
+    "doctor": "Check this installation; with a run folder: how its training goes, and what helps.",
     "bench": "Time vqtok beside other libraries, after checking that they give the same answers.",
 }
 

@@ -171,7 +171,7 @@ class _Parquet:
         return _group(self, group, column)[row - self.starts[group]].as_py()
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)
 def _group(table: _Parquet, group: int, column: str) -> Any:
     return table.file.read_row_group(group, columns=[column]).column(0)
 

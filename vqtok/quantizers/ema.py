@@ -30,8 +30,8 @@ from vqtok.types import Quantized
 class EmaQuantizer(Quantizer):
     """Nearest codebook row; in training mode each row follows the mean of the latents that chose it.
 
-    Under torch.distributed the statistics are summed over all ranks, so every rank holds the codebook that one
-    process would have on the joined batch; k-means initialisation and revival take the latents of rank 0.
+    Under torch.distributed statistics are summed over all ranks, and k-means and revival take the latents of all: every
+    rank holds the codebook that one process with rank 0's random numbers would have on the joined batch.
 
     Args:
         dim: length D of a vector.
@@ -116,14 +116,14 @@ class EmaQuantizer(Quantizer):
 
     @torch.no_grad()
     def initialize(self, latents: Tensor) -> None:
-        """Set the codebook by k-means on latents [..., D]; under torch.distributed on the latents of rank 0."""
+        """Set the codebook by k-means on latents [..., D]; under torch.distributed on those of all ranks."""
         check_latents(latents, self.dim)
-        points = effective_latents(latents.detach().float().reshape(-1, self.dim), self.metric)
+        points = _joined(effective_latents(latents.detach().float().reshape(-1, self.dim), self.metric))
         if not len(points):
             raise ConfigError("expected latents to start the codebook from, got none")
         rounds = -(-self.vocab_size // len(points))
         picks = torch.cat([torch.randperm(len(points), device=points.device) for _ in range(rounds)])[: self.vocab_size]
-        codebook = points[picks]
+        codebook = points[_from_rank_0(picks)]
         counts, sums = points.new_zeros(self.vocab_size), torch.zeros_like(codebook)
         for _ in range(self.kmeans_iterations):
             codes = ops.nearest_code(points, codebook, metric=self.metric)
@@ -157,13 +157,36 @@ class EmaQuantizer(Quantizer):
             self._revive(latents.reshape(-1, self.dim), self.cluster_size.sum() / self.vocab_size)
 
     def _revive(self, latents: Tensor, mean_size: Tensor) -> None:
-        picks = torch.randint(max(1, len(latents)), (self.vocab_size,), device=latents.device)
-        fresh = _from_rank_0(latents[picks].float() if len(latents) else self.codebook)
+        before, total = _place_among_ranks(len(latents), latents.device)
+        picks = _from_rank_0(torch.randint(max(1, total), (self.vocab_size,), device=latents.device)) - before
+        here = (picks >= 0) & (picks < len(latents))
+        found = latents[picks.clamp(0, len(latents) - 1)].float() if len(latents) else torch.zeros_like(self.codebook)
+        fresh = _summed_over_ranks(torch.where(here[:, None], found, 0.0)) if total else self.codebook
         dead = self.cluster_size < self.revive_below * mean_size
         self.codebook = torch.where(dead[:, None], fresh, self.codebook)
         self.cluster_sum = torch.where(dead[:, None], fresh * mean_size, self.cluster_sum)
         # A revived code starts as an average one: it gets time to win latents before it can die again.
         self.cluster_size = torch.where(dead, mean_size, self.cluster_size)
+
+
+def _place_among_ranks(count: int, device: torch.device) -> tuple[int, int]:
+    """Return how many latents lie before this rank's in the joined batch, and how many there are in all."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, count
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
+    counts[dist.get_rank()] = count
+    dist.all_reduce(counts)
+    return int(counts[: dist.get_rank()].sum()), int(counts.sum())
+
+
+def _joined(points: Tensor) -> Tensor:
+    """Return the points [n, D] of all ranks, rank after rank."""
+    before, total = _place_among_ranks(len(points), points.device)
+    if total == len(points):
+        return points
+    whole = points.new_zeros(total, points.shape[1])
+    whole[before : before + len(points)] = points
+    return _summed_over_ranks(whole)
 
 
 def _summed_over_ranks(x: Tensor) -> Tensor:

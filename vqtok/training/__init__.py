@@ -1,5 +1,5 @@
 """Training of tokenizers. Nothing on the way from an image to tokens imports this package."""
 
-from vqtok.training.crops import PhotoCrops as PhotoCrops
-from vqtok.training.loop import Recipe as Recipe
-from vqtok.training.loop import fit as fit
+from vqtok.training.loop import train as train
+from vqtok.training.recipe import Recipe as Recipe
+from vqtok.training.recipe import read_recipe as read_recipe

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,7 +94,7 @@ class TrainingData:
 
     def batches(
         self, first: int, shape_of: Callable[[int], BatchShape], *, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Yield the batches of steps first, first + 1, ... without end.
 
         Args:

@@ -1,197 +1,371 @@
-"""The training loop: reconstruction by mean squared error, commitment, averaged weights; resumable at any step."""
+"""The training loop: batches in; a log, pictures, checkpoints and a model folder out; stopped and resumed anywhere."""
 
 from __future__ import annotations
 
-import copy
-import json
-import math
+import io
 import os
+import signal
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import nn
 
-from vqtok import images, streaming
-from vqtok.errors import ConfigError
+from vqtok import images
+from vqtok.dynamic import DynamicTokenizer
+from vqtok.errors import ConfigError, MismatchError, ResourceError
 from vqtok.evaluation.metrics import psnr
-from vqtok.image_tokenizer import Precision
+from vqtok.image_tokenizer import ImageTokenizer
+from vqtok.loading import build, load
 from vqtok.quantizers import EmaQuantizer
-from vqtok.quantizers.base import effective_latents
-from vqtok.tokenizer import Tokenizer
-from vqtok.training.crops import PhotoCrops
+from vqtok.training.alarms import Watch
+from vqtok.training.checkpoints import Checkpoints
+from vqtok.training.curves import draw_curves
+from vqtok.training.data import BatchShape, TrainingData
+from vqtok.training.folder import RunFolder
+from vqtok.training.log import Log
+from vqtok.training.pictures import draw_growth, validation_picture
+from vqtok.training.progress import Progress
+from vqtok.training.recipe import Recipe, read_recipe
+from vqtok.training.sharding import shard
+from vqtok.training.state import TrainingState
+from vqtok.training.tensorboard import Board
+from vqtok.types import Tokens
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+Strategy: TypeAlias = Literal["ddp", "fsdp"]
+_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to train.
+def train(
+    recipe: Recipe | str | os.PathLike[str] | Mapping[str, Any],
+    output: str | os.PathLike[str],
+    *,
+    changes: Sequence[str] = (),
+    device: str = "auto",
+    strategy: Strategy = "ddp",
+) -> Path:
+    """Train a tokenizer, or go on with a training that was stopped: at any moment, to the same weights.
 
-    Attributes:
-        steps: optimizer steps.
-        stages: (share of the steps at which the stage ends, crops a batch, side of a crop in pixels).
-        learning_rate: its peak, after warm-up; falls along a cosine to a hundredth.
-        warmup: steps of linear warm-up.
-        continuous: first steps without quantization, so that k-means starts from latents that mean something.
-        commitment: weight of the commitment loss; mean squared error of pixels in the model's range has weight 1.
-        average: decay of the averaged weights, which are what is validated and saved.
-        clip: largest gradient norm.
-        validate_every: steps between validations; a checkpoint is written too.
-        precision: of the networks while they train; validation and the saved model are float32.
+    Started by torchrun it runs in all of its processes.
+
+    Args:
+        recipe: a TOML file, what such a file holds, or a `Recipe`.
+        output: the run folder; one that has checkpoints of the same recipe is continued.
+        changes: ``"a.b=value"`` each, set in the recipe.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        strategy: what several processes do with the weights: ``ddp`` has all of them everywhere, ``fsdp`` a piece of
+            each, with its moments (FSDP2).
+
+    Returns:
+        The model folder with the averaged weights that were best on the validation images.
+
+    Raises:
+        ConfigError: a recipe that is refused, or a training that diverged.
+        InputError: no images.
+        MismatchError: the run folder is of another recipe.
+        OutputError: the disk refused; the last checkpoint is intact.
+        TooManyFailures: more images were refused than the recipe allows.
     """
+    if isinstance(recipe, str | os.PathLike):
+        recipe = read_recipe(recipe, changes)
+    elif not isinstance(recipe, Recipe):
+        recipe = Recipe.from_mapping(recipe)
+    folder = RunFolder(output)
+    Run(folder, recipe, launch(recipe, device, strategy)).work()
+    return folder.model
 
-    steps: int
-    stages: tuple[tuple[float, int, int], ...] = ((0.6, 32, 64), (1.0, 8, 128))
-    learning_rate: float = 8e-4
-    warmup: int = 200
-    continuous: int = 400
-    commitment: float = 0.1
-    average: float = 0.999
-    clip: float = 1.0
-    validate_every: int = 500
-    precision: Precision = "float32"
 
-    def batch_shape(self, step: int) -> tuple[int, int]:
-        """Return crops a batch and their side at a step."""
-        return next((count, size) for end, count, size in self.stages if step < end * self.steps or end >= 1)
+def launch(recipe: Recipe, device: str = "auto", strategy: Strategy = "ddp") -> Fabric:
+    """Return the Fabric of this process, or of this one among torchrun's.
 
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step."""
-        cosine = 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup) * cosine
+    Raises:
+        ResourceError: Lightning is not installed.
+    """
+    try:
+        from lightning.fabric import Fabric
+        from lightning.fabric.strategies.ddp import DDPStrategy
+        from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
+    except ImportError:
+        raise ResourceError("expected Lightning for training: pip install 'vqtok[train]'") from None
+    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    # DDP must know whether some weights get no gradient at a step, as those of frozen parts.
+    idle = any(stage.teacher or stage.frozen or not stage.quantize for stage in recipe.stages)
+    several = {
+        "ddp": lambda: DDPStrategy(find_unused_parameters=idle),
+        "fsdp": lambda: ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1),
+    }
+    fabric = Fabric(
+        accelerator="auto" if device == "auto" else device,
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy=several[strategy]() if world > 1 else "auto",
+        precision=_PRECISIONS[recipe.precision],  # pyright: ignore[reportArgumentType]
+    )
+    fabric.launch()
+    return fabric
 
 
 class Run:
-    """The state of a training and its folder: ``last.pt``, ``metrics.jsonl``, ``best/`` (a model folder)."""
-
-    def __init__(self, tokenizer: Tokenizer, recipe: Recipe, folder: Path) -> None:
-        if not isinstance(tokenizer.quantizer, EmaQuantizer):
-            raise ConfigError(f"expected a tokenizer with EmaQuantizer, got {type(tokenizer.quantizer).__name__}")
-        self.tokenizer, self.quantizer, self.recipe, self.folder = tokenizer, tokenizer.quantizer, recipe, folder
-        self.parameters = list(tokenizer.parameters())
-        self.averaged = copy.deepcopy(tokenizer)
-        self.averaged.quantizer = tokenizer.quantizer  # the codebook is an average already
-        tokenizer.precision = recipe.precision
-        self.optimizer = torch.optim.AdamW(self.parameters, betas=(0.9, 0.99), weight_decay=1e-4)
-        self.step, self.best = 0, -math.inf
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "last.pt").exists():
-            self._restore(torch.load(folder / "last.pt", weights_only=True))
-
-    def train_step(self, crops: PhotoCrops) -> dict[str, float]:
-        """Do one step and return its losses."""
-        recipe = self.recipe
-        if self.step == recipe.continuous:
-            self._start_codebook(crops)
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.learning_rate_at(self.step)
-        pixels = self._pixels(crops.batch(self.step, *recipe.batch_shape(self.step)))
-        if self.step < recipe.continuous:
-            vectors = effective_latents(self.tokenizer.latents(pixels), self.quantizer.metric)
-            reconstructed, commitment = self.tokenizer.decode_vectors(vectors), pixels.new_zeros(())
-        else:
-            reconstruction = self.tokenizer(pixels)
-            reconstructed, commitment = reconstruction.pixels, reconstruction.quantized.losses["commitment"]
-        mse = (reconstructed - pixels).square().mean()
-        self.optimizer.zero_grad()
-        (mse + recipe.commitment * commitment).backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, recipe.clip)
-        self.optimizer.step()
-        self.step += 1
-        self._average()
-        return {"mse": mse.item(), "commitment": commitment.item()}
-
-    @torch.no_grad()
-    def _average(self) -> None:
-        decay = min(self.recipe.average, (1 + self.step) / (10 + self.step))
-        averages = [*self.averaged.encoder.parameters(), *self.averaged.decoder.parameters()]
-        weights = [*self.tokenizer.encoder.parameters(), *self.tokenizer.decoder.parameters()]
-        for average, weight in zip(averages, weights, strict=True):
-            average.lerp_(weight, 1 - decay)
-
-    @torch.no_grad()
-    def _start_codebook(self, crops: PhotoCrops) -> None:
-        """Run k-means on latents of about eight crops a code, of batches that training never sees."""
-        latents, wanted = [], 8 * self.quantizer.vocab_size
-        for i in range(self.recipe.steps, 2 * self.recipe.steps):
-            found = self.tokenizer.latents(self._pixels(crops.batch(i, *self.recipe.batch_shape(0))))
-            latents.append(found.reshape(-1, self.quantizer.dim))
-            if sum(map(len, latents)) >= wanted:
-                break
-        self.quantizer.initialize(torch.cat(latents))
-
-    def _pixels(self, batch: images.RGB) -> Tensor:
-        pixels = np.stack([images.to_pixels(image, self.tokenizer.spec) for image in batch])
-        return torch.from_numpy(pixels).to(self.tokenizer.device, memory_format=torch.channels_last)
-
-    def validate(self, photos: Sequence[images.RGB]) -> float:
-        """Return the mean PSNR in dB over photographs, and keep the averaged weights if it is the best so far."""
-        found = float(
-            np.mean([psnr(a, b) for a, b in zip(photos, reconstructions(self.averaged, photos), strict=True)])
-        )
-        if found > self.best:
-            self.best = found
-            self.averaged.save(self.folder / "best", overwrite=True, dtype="float16")
-        return found
-
-    def checkpoint(self) -> None:
-        """Replace ``last.pt``."""
-        state = {
-            "step": self.step,
-            "best": self.best,
-            "tokenizer": self.tokenizer.state_dict(),
-            "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-        }
-        torch.save(state, self.folder / "last.tmp")
-        os.replace(self.folder / "last.tmp", self.folder / "last.pt")
-
-    def _restore(self, state: dict) -> None:
-        self.step, self.best = state["step"], state["best"]
-        self.averaged.load_state_dict(state["averaged"])
-        self.tokenizer.load_state_dict(state["tokenizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-
-
-def fit(tokenizer: Tokenizer, crops: PhotoCrops, photos: Sequence[images.RGB], recipe: Recipe, folder: Path) -> Path:
-    """Train a tokenizer, or go on with a training that was stopped.
+    """A run folder and the training that writes it.
 
     Args:
-        tokenizer: with fresh weights; a resumed run brings its own.
-        crops: what to train on.
-        photos: what to choose the best weights on, uint8 [H, W, 3] each; never what is reported.
+        folder: of the run; made when it is not there.
         recipe: how to train.
-        folder: of the run; ``metrics.jsonl`` gets a line at each validation.
-
-    Returns:
-        The model folder with the best weights.
+        fabric: from `launch`.
     """
-    run = Run(tokenizer.to(memory_format=torch.channels_last).train(), recipe, folder)
-    losses: list[dict[str, float]] = []
-    started, first = time.monotonic(), run.step
-    with tqdm(total=recipe.steps, initial=run.step, unit="step", mininterval=5) as bar:
-        while run.step < recipe.steps:
-            losses.append(run.train_step(crops))
-            bar.update()
-            if run.step % recipe.validate_every and run.step < recipe.steps:
-                continue
-            means = {name: float(np.mean([x[name] for x in losses])) for name in losses[0]}
-            speed = (time.monotonic() - started) / (run.step - first)
-            row = {"step": run.step, "seconds_a_step": round(speed, 3), **means, "psnr": run.validate(photos)}
-            with (folder / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            bar.set_postfix({"psnr": f"{row['psnr']:.2f} dB", "mse": f"{means['mse']:.4f}"})
-            run.checkpoint()
-            losses = []
-    return folder / "best"
+
+    def __init__(self, folder: RunFolder, recipe: Recipe, fabric: Fabric) -> None:
+        self.folder, self.recipe, self.fabric = folder, recipe, fabric
+        if fabric.is_global_zero:
+            folder.claim(recipe)
+        fabric.barrier()
+        self.data = TrainingData(recipe.data, recipe.seed, Path())
+        torch.manual_seed(recipe.seed)  # of the weights, the same in all processes
+        self.state = TrainingState(start_tokenizer(recipe), recipe, perceptual_loss(recipe), fabric)
+        self.state.rehearse()
+        self.checkpoints = Checkpoints(folder.checkpoints)
+        if (saved := self.checkpoints.read_last()) is not None:
+            self.state.restore(saved)
+        self.log, self.watch, self.failures = Log(folder.path), Watch(), 0
+        if fabric.is_global_zero:
+            self.log.cut(self.state.step)
+        for row in self.log.rows():
+            self.watch.feed(row)
+        self.board = Board(folder.board, self.state.step)
+
+    def work(self) -> None:
+        """Train to the end."""
+        state, recipe = self.state, self.recipe
+        if state.step >= recipe.steps:
+            return
+        self.note(start_row(state, self.fabric))
+        shape_of = lambda step: BatchShape(recipe.stage_at(step).images, recipe.stage_at(step).size)  # noqa: E731
+        batches = self.data.batches(
+            state.step, shape_of, rank=self.fabric.global_rank, world_size=self.fabric.world_size
+        )
+        clock = Clock()
+        with interruptible() as interruption, self._progress() as progress, closing(batches), closing(self.board):
+            state.begin_stage(self.data)
+            while state.step < recipe.steps:
+                with clock.waiting():
+                    batch = next(batches)
+                self.failures += len(batch.failures)
+                for failure in batch.failures:
+                    progress.say(f"left out: {failure.message}")
+                state.train_step(batch.images)
+                clock.images += len(batch.images) * self.fabric.world_size
+                self._after_step(clock, progress)
+                if interruption:
+                    self.checkpoint()
+                    raise SystemExit(128 + interruption[0])
+
+    def _after_step(self, clock: Clock, progress: Progress) -> None:
+        state, recipe, step = self.state, self.recipe, self.state.step
+        if step % recipe.log_every == 0 or step == recipe.steps:
+            row = self._train_row(clock)
+            self.note(row, progress)
+        progress.advance(step)
+        validated = step % recipe.validate_every == 0 or step == recipe.steps
+        if validated:
+            with clock.paused():
+                if state.recipe.stage_at(step - 1).quantize and not state.recipe.stage_at(step - 1).teacher:
+                    self.validate(progress)
+        if step < recipe.steps and recipe.begins(step):
+            state.begin_stage(self.data)
+        if validated:
+            with clock.paused():
+                self.checkpoint()
+
+    def _progress(self) -> Progress:
+        silent = None if self.fabric.is_global_zero else io.StringIO()
+        return Progress(self.recipe.steps, self.state.step, stream=silent)
+
+    # What a person sees ----------------------------------------------------------------------------------------------
+
+    def note(self, row: Mapping[str, Any], progress: Progress | None = None) -> None:
+        """Write a row of the log wherever it is read, and the alarms that it sets off."""
+        if not self.fabric.is_global_zero:
+            return
+        alarms = self.watch.feed(row)
+        for each in (row, *(alarm.row() for alarm in alarms)):
+            self.log.append(each)
+            self.board.write(each)
+        if progress is not None:
+            progress.show(row)
+            for alarm in alarms:
+                progress.say(alarm.text())
+
+    def _train_row(self, clock: Clock) -> dict[str, Any]:
+        state = self.state
+        tally, game = state.tally.joined(), state.game.joined()
+        means = tally.means()
+        row: dict[str, Any] = {
+            "event": "train",
+            "step": state.step,
+            **clock.facts(),
+            "learning_rate": state.learning_rate,
+        }
+        row |= {name: means.pop(name) for name in ("total", "gradient_norm") if name in means}
+        row["losses"] = means
+        if (usage := tally.usage()) is not None:
+            row |= {"usage": usage, "perplexity": tally.perplexity()}
+        if game.sums:
+            row["discriminator"] = game.means()
+        if self.failures:
+            row["failures"] = self.failures
+        state.tally = type(tally)(len(tally.histogram), tally.histogram.device)
+        state.game = type(game)(0, game.histogram.device)
+        return row
+
+    def validate(self, progress: Progress) -> None:
+        """Reconstruct the validation images; keep the weights when they are the best so far."""
+        state, tokenizer = self.state, self.state.shown()
+        if self.fabric.is_global_zero:
+            photos = [images.to_rgb(photo, tokenizer.spec) for photo in self.data.validation]
+            tokens, back = reconstruct(tokenizer, photos)
+            found = float(np.mean([psnr(a, b) for a, b in zip(photos, back, strict=True)]))
+            usage = len(np.unique(tokens.ids)) / tokens.vocab_size
+            best = found > state.best or self.recipe.best == "last"
+            if best:
+                state.best, state.best_step = found, state.step
+                tokenizer.save(self.folder.model, overwrite=True)
+            os.makedirs(self.folder.pictures, exist_ok=True)
+            picture = validation_picture(photos, back, [*tokens], self.folder.pictures / f"{state.step:08d}.png")
+            self.board.picture(state.step, picture)
+            self.note({"event": "validate", "step": state.step, "psnr": found, "usage": usage, "best": best}, progress)
+            draw_growth(self.folder.path)
+            draw_curves(self.folder.path, self.log.rows())
+        self.fabric.barrier()
+
+    def checkpoint(self) -> None:
+        """Write everything that a resumed training needs."""
+        state = self.state.state()
+        if self.fabric.is_global_zero:
+            self.checkpoints.write(self.state.step, state, self.state.best_step)
+        self.fabric.barrier()
 
 
-def reconstructions(tokenizer: Tokenizer, photos: Sequence[images.RGB]) -> Iterator[images.RGB]:
-    """Yield photographs uint8 [H, W, 3] after the way through tokens."""
-    for photo in photos:
-        yield next(streaming.detokenize(tokenizer, tokenizer.tokenize(photo)))
+@dataclass(slots=True)
+class Clock:
+    """How long it takes: seconds since the start, images a second and the share of time that data kept us waiting."""
+
+    started: float = field(default_factory=time.monotonic)
+    last: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
+    away: float = 0.0
+    images: int = 0
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count the block as waiting for data."""
+        begun = time.monotonic()
+        yield
+        self.waited += time.monotonic() - begun
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the block out of images a second."""
+        begun = time.monotonic()
+        yield
+        self.away += time.monotonic() - begun
+
+    def facts(self) -> dict[str, float]:
+        """Return the facts since the last call."""
+        now = time.monotonic()
+        spent = max(now - self.last - self.away, 1e-9)
+        facts = {
+            "seconds": round(now - self.started, 3),
+            "images_per_second": round(self.images / spent, 3),
+            "data_wait": round(self.waited / spent, 4),
+        }
+        self.last, self.waited, self.away, self.images = now, 0.0, 0.0, 0
+        return facts
+
+
+def start_tokenizer(recipe: Recipe) -> ImageTokenizer:
+    """Return the tokenizer that a recipe starts from."""
+    model = recipe.model
+    if model.start:
+        tokenizer = load(model.start)
+        for module in tokenizer.modules():
+            if isinstance(module, EmaQuantizer):
+                module.adopt_codebook()
+        return tokenizer
+    tokenizer = build(model.preset, **model.options)
+    if model.teacher:
+        teacher = load(model.teacher)
+        if not (isinstance(teacher, DynamicTokenizer) and isinstance(tokenizer, DynamicTokenizer)):
+            raise ConfigError(f"expected two dynamic tokenizers, {model.preset!r} and model.teacher: {model.teacher!r}")
+        if mismatched(teacher.features, tokenizer.features):
+            raise MismatchError(
+                f"expected model.teacher with the preset's architecture, got another: {model.teacher!r}"
+            )
+        tokenizer.features.load_state_dict(teacher.features.state_dict())
+    return tokenizer
+
+
+def mismatched(a: nn.Module, b: nn.Module) -> bool:
+    """Tell whether two modules have other tensors by name or shape."""
+    shapes = [{name: x.shape for name, x in module.state_dict().items()} for module in (a, b)]
+    return shapes[0] != shapes[1]
+
+
+def perceptual_loss(recipe: Recipe) -> nn.Module | None:
+    """Return the loss ``perceptual``, if the recipe asks for it."""
+    if "perceptual" not in recipe.losses:
+        return None
+    from vqtok.adapters.perceptual_networks import perceptual_network
+    from vqtok.losses import PerceptualLoss
+
+    return PerceptualLoss(perceptual_network(recipe.perceptual.network, recipe.perceptual.weights or None))
+
+
+def reconstruct(tokenizer: ImageTokenizer, photos: Sequence[images.RGB]) -> tuple[Tokens, list[images.RGB]]:
+    """Return the tokens of photographs, and what these give back."""
+    tokens = tokenizer.tokenize(photos)
+    return tokens, [np.asarray(image) for image in tokenizer.detokenize(tokens)]
+
+
+def start_row(state: TrainingState, fabric: Fabric) -> dict[str, Any]:
+    """Return the log's row of a start."""
+    return {
+        "event": "start",
+        "step": state.step,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": fabric.device.type,
+        "world_size": fabric.world_size,
+        "parameters": sum(x.numel() for x in state.tokenizer.parameters()),
+    }
+
+
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list, so that a step is finished first; a second one ends at once."""
+    came: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    try:
+        before = [signal.signal(kind, note) for kind in kinds]
+    except ValueError:  # not the main thread: whoever runs it there handles signals
+        yield came
+        return
+    try:
+        yield came
+    finally:
+        for kind, handler in zip(kinds, before, strict=True):
+            signal.signal(kind, handler)

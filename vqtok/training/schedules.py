@@ -3,8 +3,45 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from vqtok.architecture.section import Section
 from vqtok.errors import ConfigError
+
+Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Ramp(Section):
+    """A number that changes over the steps of a training.
+
+    Attributes:
+        start: its value up to step ``first``.
+        end: its value from ``first + steps`` on.
+        steps: how long it takes.
+        first: when it begins to change.
+        shape: ``linear``, or ``cosine``: half a wave.
+
+    >>> Ramp(start=1.0, end=3.0, steps=100).at(50)
+    2.0
+    """
+
+    start: Finite
+    end: Finite
+    steps: Annotated[int, Field(ge=1)]
+    first: Annotated[int, Field(ge=0)] = 0
+    shape: Literal["linear", "cosine"] = "cosine"
+
+    def at(self, step: int) -> float:
+        """Return the value at a step."""
+        ramp = cosine_ramp if self.shape == "cosine" else linear_ramp
+        return ramp(step, start=self.start, end=self.end, steps=self.steps, first=self.first)
+
+
+def value_at(value: float | Ramp, step: int) -> float:
+    """Return a number, or a ramp's value at a step."""
+    return value.at(step) if isinstance(value, Ramp) else value
 
 
 def linear_ramp(step: int, *, start: float, end: float, steps: int, first: int = 0) -> float:
