@@ -1,0 +1,262 @@
+"""What a reconstruction is measured by: of each image beside its original, or of all of them together.
+
+A measure whose weights or library are not on this machine says how to get them; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from vqtok.adapters.containers import read_entries
+from vqtok.adapters.metric_weights import find_weights
+from vqtok.adapters.perceptual_networks import PerceptualNetwork, perceptual_network
+from vqtok.errors import ConfigError, ResourceError
+from vqtok.evaluation.distances import kernel_distance
+from vqtok.evaluation.metrics import psnr
+from vqtok.images import RGB
+from vqtok.networks.efficientnet import EfficientNetLite0
+
+Features = npt.NDArray[np.float32]
+_TILE, _BATCH = 256, 16
+_SSIM_WINDOW = 11
+
+
+class PairMeter(Protocol):
+    """Compares an image with what came back."""
+
+    def __call__(self, original: RGB, back: RGB) -> float:
+        """Return the value of one image."""
+        ...
+
+
+class SetMeter(Protocol):
+    """Compares all images with all that came back, by features that it takes of each."""
+
+    def features(self, image: RGB) -> Features:
+        """Return the features [n, D] of an image, which may be several samples."""
+        ...
+
+    def distance(self, originals: Features, others: Features) -> float:
+        """Return the value of the whole set, at least 2 samples [N, D] each."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A measure that is ready.
+
+    Attributes:
+        meter: what measures.
+        record: what a protocol says of it: settings, and the weights' sha256.
+    """
+
+    meter: PairMeter | SetMeter
+    record: Mapping[str, Any]
+
+
+Place = str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A measure by name.
+
+    Attributes:
+        label: what people call it.
+        better: which values are better.
+        whole: whether it is of the whole set, and no image has a value.
+        digits: decimals that mean something.
+        least: height and width that an image needs.
+        open: (device, where weights are) to what measures; raises ResourceError when it cannot here.
+    """
+
+    label: str
+    better: Literal["higher", "lower"]
+    open: Callable[[torch.device, Place], Opened]
+    whole: bool = False
+    digits: int = 4
+    least: int = 1
+
+
+def _open_psnr(device: torch.device, weights: Place) -> Opened:
+    return Opened(psnr, {"peak": 255, "over": "all pixels and channels; an image without loss is left out of the mean"})
+
+
+def _open_ssim(device: torch.device, weights: Place) -> Opened:
+    function = _library("torchmetrics.functional.image", "torchmetrics").structural_similarity_index_measure
+    settings = {"kernel_size": _SSIM_WINDOW, "sigma": 1.5, "k1": 0.01, "k2": 0.03, "data_range": 255.0}
+
+    def ssim(original: RGB, back: RGB) -> float:
+        return float(function(_batch(back).double(), _batch(original).double(), gaussian_kernel=True, **settings))
+
+    library = {"library": f"torchmetrics {_version('torchmetrics')}"}
+    return Opened(ssim, settings | library | {"over": "RGB channels in float64"})
+
+
+def _open_perceptual(name: str) -> Callable[[torch.device, Place], Opened]:
+    def open_network(device: torch.device, weights: Place) -> Opened:
+        network = perceptual_network(name, weights, low=0, high=255).to(device)
+
+        @torch.inference_mode()
+        def distance(original: RGB, back: RGB) -> float:
+            return float(network.distance(_batch(back).to(device), _batch(original).to(device)))
+
+        return Opened(distance, {"weights": _records(network)})
+
+    return open_network
+
+
+@dataclass(frozen=True, slots=True)
+class _EffLite0:
+    """Features of tiles; images that are smaller go whole."""
+
+    network: EfficientNetLite0
+    device: torch.device
+
+    @torch.inference_mode()
+    def features(self, image: RGB) -> Features:
+        found = [self.network.pooled(part.to(self.device)) for part in _batch(_tiles(image)).split(_BATCH)]
+        return torch.cat(found).cpu().numpy()
+
+    def distance(self, originals: Features, others: Features) -> float:
+        return kernel_distance(originals, others)
+
+
+def _open_kid(device: torch.device, weights: Place) -> Opened:
+    network = perceptual_network("efficientnet-lite0", weights, low=0, high=255).to(device)
+    if not isinstance(features := network.features, EfficientNetLite0):
+        raise TypeError("expected EfficientNet-Lite0")
+    record = {
+        "features": "EfficientNet-Lite0, pooled, 1280",
+        "samples": f"disjoint {_TILE} x {_TILE} tiles in the middle of each image; smaller images whole",
+        "estimator": "U-statistic of pairs, kernel (x . y / D + 1)^3, all samples",
+        "weights": _records(network),
+    }
+    return Opened(_EffLite0(features, device), record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inception:
+    """Features and distance of torch-fidelity; each image is one sample, resized to 299 x 299 as it does."""
+
+    network: nn.Module
+    device: torch.device
+
+    @torch.inference_mode()
+    def features(self, image: RGB) -> Features:
+        (found,) = self.network(_batch(image, torch.uint8).to(self.device))
+        return found.cpu().numpy()
+
+    def distance(self, originals: Features, others: Features) -> float:
+        fid = _library("torch_fidelity.metric_fid", "torch-fidelity")
+        statistics = [fid.fid_features_to_statistics(torch.from_numpy(x).double()) for x in (originals, others)]
+        return float(fid.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"])
+
+
+def _open_rfid(device: torch.device, weights: Place) -> Opened:
+    module = _library("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity")
+    file = find_weights("inception-fid", weights)
+    state = io.BytesIO()
+    # It reads weights with pickle, which may run anything: it gets bytes that are written here.
+    torch.save({name: entry.read() for name, entry in read_entries(file.path).items()}, state)
+    state.seek(0)
+    network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=state)
+    record = {"library": f"torch-fidelity {_version('torch_fidelity')}", "weights": [file.record()]}
+    return Opened(_Inception(network.to(device), device), record | {"samples": "whole images, 299 x 299"})
+
+
+MEASURES = {
+    "psnr": Measure("PSNR", "higher", _open_psnr, digits=3),
+    "ssim": Measure("SSIM", "higher", _open_ssim, least=_SSIM_WINDOW),
+    "st-lpips-alex": Measure("ST-LPIPS (AlexNet)", "lower", _open_perceptual("st-lpips-alex"), least=32),
+    "st-lpips-vgg": Measure("ST-LPIPS (VGG16)", "lower", _open_perceptual("st-lpips-vgg"), least=32),
+    "lpips-alex": Measure("LPIPS (AlexNet)", "lower", _open_perceptual("lpips-alex"), least=32),
+    "lpips-vgg": Measure("LPIPS (VGG16)", "lower", _open_perceptual("lpips-vgg"), least=32),
+    "kid-efflite0": Measure("KID-EffLite0", "lower", _open_kid, whole=True, digits=6),
+    "rfid": Measure("rFID", "lower", _open_rfid, whole=True, digits=3),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """Measures that are ready, and why others are not.
+
+    Attributes:
+        opened: by name.
+        not_computed: how to get each of those that this machine lacks, by name.
+    """
+
+    opened: Mapping[str, Opened]
+    not_computed: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_measures(
+    names: Sequence[str] | None = None, *, device: torch.device | str = "cpu", weights: Place = None
+) -> Measures:
+    """Load what measures need, once for many evaluations.
+
+    Args:
+        names: keys of `MEASURES`; all that this machine has when not given.
+        device: where networks run.
+        weights: a folder with files of weights under their published names, beside the packages that are installed.
+
+    Raises:
+        ConfigError: there is no such measure.
+        ResourceError: one that is named cannot be computed here; the message says what it lacks.
+
+    >>> [*open_measures(["psnr"]).opened]
+    ['psnr']
+    """
+    if unknown := [name for name in names or () if name not in MEASURES]:
+        raise ConfigError(f"unknown metric {unknown[0]!r}: {', '.join(MEASURES)} are known")
+    opened, missing = {}, {}
+    for name in dict.fromkeys(names or MEASURES):
+        try:
+            opened[name] = MEASURES[name].open(torch.device(device), weights)
+        except ResourceError as error:
+            if names:
+                raise ResourceError(f"{name}: {error}") from None
+            missing[name] = str(error)
+    return Measures(opened, missing)
+
+
+def _library(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ResourceError(f"expected the package {package}, got: {error}: pip install 'vqtok[eval]'") from None
+
+
+def _version(module: str) -> str:
+    return str(importlib.import_module(module).__version__)
+
+
+def _records(network: PerceptualNetwork) -> list[dict[str, str]]:
+    return [file.record() for file in network.weights]
+
+
+def _batch(images: npt.NDArray[np.uint8], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return uint8 [..., H, W, 3] as [B, 3, H, W]."""
+    stacked = images if images.ndim == 4 else images[None]
+    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))).to(dtype)
+
+
+def _tiles(image: RGB) -> npt.NDArray[np.uint8]:
+    """Return disjoint tiles [n, h, w, 3] from the middle of an image; the whole of a smaller one."""
+    height, width = image.shape[:2]
+    if min(height, width) < _TILE:
+        return image[None]
+    rows, columns = height // _TILE, width // _TILE
+    top, left = (height - rows * _TILE) // 2, (width - columns * _TILE) // 2
+    inner = image[top : top + rows * _TILE, left : left + columns * _TILE]
+    return inner.reshape(rows, _TILE, columns, _TILE, 3).swapaxes(1, 2).reshape(-1, _TILE, _TILE, 3)
