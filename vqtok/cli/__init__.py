@@ -25,6 +25,7 @@ COMMANDS = {
     "merge": "Put runs into one folder; make an index anew.",
     "convert": "Turn a run or a token file into other formats, or back; `convert model`: the same for models.",
     "inspect": "Say what is in a token file or a model folder; draw the tokens.",
+    "eval": "Measure what tokens keep of many images: PSNR, SSIM, ST-LPIPS, KID, codes used; a page to look at.",
     "doctor": "Check this installation: versions, devices, backends, a self-test.",
     "bench": "Time vqtok beside other libraries, after checking that they give the same answers.",
 }

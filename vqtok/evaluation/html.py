@@ -1,4 +1,4 @@
-"""The page of an evaluation, one file made for looking: numbers, how codes are used, and images beside what came back."""
+"""The page of an evaluation, one file made for looking: numbers, how codes are used, images and what came back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from vqtok.errors import escape
 from vqtok.evaluation.charts import Axis, Chart, number, widths
-from vqtok.evaluation.measures import MEASURES
+from vqtok.evaluation.metric_table import METRICS
 from vqtok.evaluation.page import Page
 from vqtok.evaluation.token_maps import cells_for, code_grid, token_map
 from vqtok.evaluation.usage import Usage
@@ -128,7 +128,7 @@ def html(result: Mapping[str, Any], usages: Sequence[Usage], images: Sequence[Sh
         result: what `vqtok.evaluation.protocol.report` gave.
         usages: of the codebooks.
         images: to show.
-        ranked_by: the label of the measure by which they were chosen.
+        ranked_by: the label of the metric by which they were chosen.
     """
     factor = difference_factor(images)
     parts = [
@@ -137,15 +137,15 @@ def html(result: Mapping[str, Any], usages: Sequence[Usage], images: Sequence[Sh
         "<h2>All images</h2>",
         _summary_table(result),
         *(
-            f"<p>{_text(MEASURES[name].label)}: not computed. {_text(why)}</p>"
+            f"<p>{_text(METRICS[name].label)}: not computed. {_text(why)}</p>"
             for name, why in result["not_computed"].items()
         ),
         "<h2>Codes</h2>",
         *(f"<p>{_text(line)}</p>" for line in _usage_lines(usages)),
         _image(usage_picture(usages), "how often codes occur") if usages else "",
         f"<h2>Worst, median and best by {_text(ranked_by)}</h2>",
-        f"<p>Point at a reconstruction to see the original in its place. Differences are {factor} times as large as they "
-        "are, around grey. In token maps every code has its colour.</p>",
+        "<p>Point at a reconstruction to see the original in its place. Differences lie around grey, "
+        f"{factor} times as large as they are. In token maps every code has its colour.</p>",
         *(_shown(image, factor) for image in images),
         "<h2>Each image</h2>",
         _image_table(result["images"]),
@@ -168,7 +168,7 @@ def _lead(result: Mapping[str, Any]) -> str:
 
 
 def _summary_table(result: Mapping[str, Any]) -> str:
-    rows = [("measure", "", "value", "least", "greatest", "samples")]
+    rows = [("metric", "", "value", "least", "greatest", "samples")]
     for name, summary in result["summary"].items():
         cells = [formatted(name, summary.get(part)) for part in ("value", "least", "greatest")]
         rows.append((summary["label"], f"{summary['better']} is better", *cells, f"{summary['samples']:,}"))
@@ -176,12 +176,12 @@ def _summary_table(result: Mapping[str, Any]) -> str:
 
 
 def formatted(name: str, value: float | None) -> str:
-    """Return a value of a measure as people read it; a dash for what is not known.
+    """Return a value of a metric as people read it; a dash for what is not known.
 
     >>> formatted("psnr", 26.41812), formatted("ssim", None)
     ('26.418', '-')
     """
-    return "-" if value is None else f"{value:.{MEASURES[name].digits}f}"
+    return "-" if value is None else f"{value:.{METRICS[name].digits}f}"
 
 
 def _usage_lines(usages: Sequence[Usage]) -> list[str]:
@@ -193,8 +193,8 @@ def _usage_lines(usages: Sequence[Usage]) -> list[str]:
 
 
 def _image_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = [name for name in MEASURES if any(name in row for row in rows)]
-    cells = [("image", "pixels", "tokens", "bits a pixel", *(MEASURES[name].label for name in names))]
+    names = [name for name in METRICS if any(name in row for row in rows)]
+    cells = [("image", "pixels", "tokens", "bits a pixel", *(METRICS[name].label for name in names))]
     for row in rows[:_ROWS]:
         values = [formatted(name, row.get(name)) for name in names]
         size = f"{row['width']} x {row['height']}"
@@ -214,18 +214,19 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def _shown(image: Shown, factor: int) -> str:
     """Return four pictures in a row: the first two side by side at any width of the window."""
     window = _middle(image.original)
+    cut = image.original[window].shape != image.original.shape
     panels = {
         "original": ("original", image.original[window]),
         "back": ("from tokens", image.back[window]),
         "difference": (f"difference x {factor}", difference(image.original, image.back, factor)[window]),
-        "codes": ("codes", codes_picture(image)),
+        "codes": ("codes of the whole image" if cut else "codes", codes_picture(image)),
     }
     figures = {
         kind: f'<figure class="{kind}">{_image(pixels, title)}<figcaption>{_text(title)}</figcaption></figure>'
         for kind, (title, pixels) in panels.items()
     }
     first, second = figures["original"] + figures["back"], figures["difference"] + figures["codes"]
-    part = "" if image.original[window].shape == image.original.shape else " (the middle)"
+    part = " (the middle)" if cut else ""
     name = f'<p class="name">{_text(image.why)}: {_text(image.tokens.keys[0])}{part}</p><p>{_text(image.line)}</p>'
     return f'{name}<div class="row"><div class="pair">{first}</div><div class="pair">{second}</div></div>'
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from vqtok.errors import ConfigError
-from vqtok.evaluation.measures import MEASURES
+from vqtok.evaluation.metric_table import METRICS
 from vqtok.evaluation.scores import ImageScores, Scores
 from vqtok.image_tokenizer import ImageTokenizer
 from vqtok.images import PreprocessSpec
@@ -55,7 +55,7 @@ def report(scores: Scores, tokenizer: ImageTokenizer, spec: PreprocessSpec, crop
             "crop": crop,
             "preprocess": spec.model_dump(mode="json"),
             "reconstruction": "8-bit RGB in the size of the image that was tokenized",
-            "measures": {name: dict(record) for name, record in scores.measures.items()},
+            "metrics": {name: dict(record) for name, record in scores.metrics.items()},
             "model": tokenizer.record(),
         },
         "summary": {name: _summary(name, scores) for name in scores.summaries},
@@ -77,12 +77,12 @@ def report(scores: Scores, tokenizer: ImageTokenizer, spec: PreprocessSpec, crop
 
 
 def _summary(name: str, scores: Scores) -> dict[str, Any]:
-    measure, summary = MEASURES[name], scores.summaries[name]
+    metric, summary = METRICS[name], scores.summaries[name]
     values = [row.values[name] for row in scores.images if name in row.values]
     lossless = sum(math.isinf(value) for value in values)
     return {
-        "label": measure.label,
-        "better": measure.better,
+        "label": metric.label,
+        "better": metric.better,
         "value": _rounded(summary.value),
         "samples": summary.samples,
         **({"lossless": lossless} if lossless else {}),

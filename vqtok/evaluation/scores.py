@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from vqtok import streaming
 from vqtok.errors import ConfigError
-from vqtok.evaluation.measures import MEASURES, Measures, PairMeter, SetMeter, open_measures
+from vqtok.evaluation.metric_table import METRICS, Metrics, PairMeter, SetMeter, open_metrics
 from vqtok.evaluation.metrics import bits_per_pixel
 from vqtok.evaluation.usage import Usage
 from vqtok.image_tokenizer import ImageTokenizer
@@ -35,7 +35,7 @@ class ImageScores:
         tokens: how many there are.
         bits_per_pixel: what they cost.
         sha256: of its pixels, 8-bit RGB row by row.
-        values: by measure; PSNR is infinite where nothing was lost, and measures that need a larger image are not here.
+        values: by metric; PSNR is infinite where nothing was lost, and metrics that need a larger image are not here.
     """
 
     key: str
@@ -49,10 +49,10 @@ class ImageScores:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One measure over all images.
+    """One metric over all images.
 
     Attributes:
-        value: the mean over images, in PSNR without those that lost nothing; or the value of the whole set. NaN of none.
+        value: the mean over images, in PSNR without those that lost nothing; or of the whole set. NaN of none.
         samples: how many images, or samples of images, it is of.
     """
 
@@ -66,11 +66,11 @@ class Scores:
 
     Attributes:
         images: in the order in which they came.
-        summaries: by measure.
+        summaries: by metric.
         usage: of each codebook over all images.
         bits_per_pixel: of all tokens over all pixels.
-        not_computed: how to get measures that this machine lacks, by name.
-        measures: settings and weights of each measure, for the protocol.
+        not_computed: how to get metrics that this machine lacks, by name.
+        metrics: settings and weights of each metric, for the protocol.
         images_sha256: of the images' sha256, sorted: equal for equal sets, whatever their names and order.
     """
 
@@ -79,14 +79,14 @@ class Scores:
     usage: tuple[Usage, ...]
     bits_per_pixel: float
     not_computed: Mapping[str, str]
-    measures: Mapping[str, Mapping[str, Any]]
+    metrics: Mapping[str, Mapping[str, Any]]
     images_sha256: str
 
 
 def evaluate(
     tokenizer: ImageTokenizer,
     images: Iterable[tuple[str, RGB]],
-    measures: Measures | Sequence[str] = ("psnr",),
+    metrics: Metrics | Sequence[str] = ("psnr",),
     *,
     refuse: Refuse | None = None,
 ) -> Scores:
@@ -95,21 +95,21 @@ def evaluate(
     Args:
         tokenizer: the model.
         images: key and uint8 [H, W, 3] of each, in the size in which it is tokenized; read as they are needed.
-        measures: what `open_measures` gave, to be used again and again; or names, keys of `MEASURES`.
+        metrics: what `open_metrics` gave, to be used again and again; or names, keys of `METRICS`.
         refuse: called with key and error of an image that the model cannot take; without it the error is raised.
 
     Raises:
         ConfigError: a key comes twice.
-        ResourceError: a named measure cannot be computed here.
+        ResourceError: a named metric cannot be computed here.
 
     >>> import vqtok
     >>> scores = evaluate(vqtok.load(), [("grey", np.full((64, 64, 3), 128, np.uint8))])
     >>> scores.images[0].tokens, scores.bits_per_pixel, scores.summaries["psnr"].value > 40
     (64, 0.203125, True)
     """
-    if not isinstance(measures, Measures):
-        measures = open_measures(measures, device=tokenizer.device)
-    collected = _Collected(measures)
+    if not isinstance(metrics, Metrics):
+        metrics = open_metrics(metrics, device=tokenizer.device)
+    collected = _Collected(metrics)
     order: dict[str, int] = {}
     for chunk in _chunks(images, order):
         originals = dict(chunk)
@@ -164,7 +164,7 @@ def _decoded(tokenizer: ImageTokenizer, tokens: Tokens, refuse: Refuse | None) -
 class _Collected:
     """What is known so far; memory grows with the images' features, never with their pixels."""
 
-    measures: Measures
+    metrics: Metrics
     rows: list[ImageScores] = field(default_factory=list)
     features: dict[str, dict[str, tuple[npt.NDArray[np.float32], ...]]] = field(default_factory=dict)
     counts: dict[int, npt.NDArray[np.int64]] = field(default_factory=dict)
@@ -173,10 +173,10 @@ class _Collected:
     def add(self, tokens: Tokens, original: RGB, back: RGB) -> None:
         """Measure one image; nothing of it is kept when that fails."""
         values, features = {}, {}
-        for name, opened in self.measures.opened.items():
-            if min(original.shape[:2]) < MEASURES[name].least:
+        for name, opened in self.metrics.opened.items():
+            if min(original.shape[:2]) < METRICS[name].least:
                 continue
-            if MEASURES[name].whole:
+            if METRICS[name].whole:
                 meter = cast(SetMeter, opened.meter)
                 features[name] = meter.features(original), meter.features(back)
             else:
@@ -203,22 +203,22 @@ class _Collected:
         hashes = sorted(bytes.fromhex(row.sha256) for row in rows)
         return Scores(
             images=rows,
-            summaries={name: self._summary(name, rows) for name in self.measures.opened},
+            summaries={name: self._summary(name, rows) for name in self.metrics.opened},
             usage=tuple(Usage(-np.sort(-x[x > 0]), self.vocab_size) for _, x in sorted(self.counts.items())),
             bits_per_pixel=math.fsum(row.bits_per_pixel * row.height * row.width for row in rows) / max(1, pixels),
-            not_computed=self.measures.not_computed,
-            measures={name: opened.record for name, opened in self.measures.opened.items()},
+            not_computed=self.metrics.not_computed,
+            metrics={name: opened.record for name, opened in self.metrics.opened.items()},
             images_sha256=hashlib.sha256(b"".join(hashes)).hexdigest(),
         )
 
     def _summary(self, name: str, rows: Sequence[ImageScores]) -> Summary:
-        if MEASURES[name].whole:
+        if METRICS[name].whole:
             found = self.features.get(name, {})
             pairs = [found[row.key] for row in rows if row.key in found]
             samples = sum(len(original) for original, _ in pairs)
             if samples < 2:
                 return Summary(math.nan, samples)
             originals, others = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
-            return Summary(cast(SetMeter, self.measures.opened[name].meter).distance(originals, others), samples)
+            return Summary(cast(SetMeter, self.metrics.opened[name].meter).distance(originals, others), samples)
         values = [row.values[name] for row in rows if math.isfinite(row.values.get(name, math.nan))]
         return Summary(math.fsum(values) / len(values) if values else math.nan, len(values))

@@ -1,6 +1,6 @@
 """What a reconstruction is measured by: of each image beside its original, or of all of them together.
 
-A measure whose weights or library are not on this machine says how to get them; nothing is downloaded.
+A metric whose weights or library are not on this machine says how to get them; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SetMeter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A measure that is ready.
+    """A metric that is ready.
 
     Attributes:
         meter: what measures.
@@ -68,8 +68,8 @@ Place = str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """A measure by name.
+class Metric:
+    """A metric by name.
 
     Attributes:
         label: what people call it.
@@ -175,21 +175,21 @@ def _open_rfid(device: torch.device, weights: Place) -> Opened:
     return Opened(_Inception(network.to(device), device), record | {"samples": "whole images, 299 x 299"})
 
 
-MEASURES = {
-    "psnr": Measure("PSNR", "higher", _open_psnr, digits=3),
-    "ssim": Measure("SSIM", "higher", _open_ssim, least=_SSIM_WINDOW),
-    "st-lpips-alex": Measure("ST-LPIPS (AlexNet)", "lower", _open_perceptual("st-lpips-alex"), least=32),
-    "st-lpips-vgg": Measure("ST-LPIPS (VGG16)", "lower", _open_perceptual("st-lpips-vgg"), least=32),
-    "lpips-alex": Measure("LPIPS (AlexNet)", "lower", _open_perceptual("lpips-alex"), least=32),
-    "lpips-vgg": Measure("LPIPS (VGG16)", "lower", _open_perceptual("lpips-vgg"), least=32),
-    "kid-efflite0": Measure("KID-EffLite0", "lower", _open_kid, whole=True, digits=6),
-    "rfid": Measure("rFID", "lower", _open_rfid, whole=True, digits=3),
+METRICS = {
+    "psnr": Metric("PSNR", "higher", _open_psnr, digits=3),
+    "ssim": Metric("SSIM", "higher", _open_ssim, least=_SSIM_WINDOW),
+    "st-lpips-alex": Metric("ST-LPIPS (AlexNet)", "lower", _open_perceptual("st-lpips-alex"), least=32),
+    "st-lpips-vgg": Metric("ST-LPIPS (VGG16)", "lower", _open_perceptual("st-lpips-vgg"), least=32),
+    "lpips-alex": Metric("LPIPS (AlexNet)", "lower", _open_perceptual("lpips-alex"), least=32),
+    "lpips-vgg": Metric("LPIPS (VGG16)", "lower", _open_perceptual("lpips-vgg"), least=32),
+    "kid-efflite0": Metric("KID-EffLite0", "lower", _open_kid, whole=True, digits=6),
+    "rfid": Metric("rFID", "lower", _open_rfid, whole=True, digits=3),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Measures:
-    """Measures that are ready, and why others are not.
+class Metrics:
+    """Metrics that are ready, and why others are not.
 
     Attributes:
         opened: by name.
@@ -200,34 +200,34 @@ class Measures:
     not_computed: Mapping[str, str] = field(default_factory=dict)
 
 
-def open_measures(
+def open_metrics(
     names: Sequence[str] | None = None, *, device: torch.device | str = "cpu", weights: Place = None
-) -> Measures:
-    """Load what measures need, once for many evaluations.
+) -> Metrics:
+    """Load what metrics need, once for many evaluations.
 
     Args:
-        names: keys of `MEASURES`; all that this machine has when not given.
+        names: keys of `METRICS`; all that this machine has when not given.
         device: where networks run.
         weights: a folder with files of weights under their published names, beside the packages that are installed.
 
     Raises:
-        ConfigError: there is no such measure.
+        ConfigError: there is no such metric.
         ResourceError: one that is named cannot be computed here; the message says what it lacks.
 
-    >>> [*open_measures(["psnr"]).opened]
+    >>> [*open_metrics(["psnr"]).opened]
     ['psnr']
     """
-    if unknown := [name for name in names or () if name not in MEASURES]:
-        raise ConfigError(f"unknown metric {unknown[0]!r}: {', '.join(MEASURES)} are known")
+    if unknown := [name for name in names or () if name not in METRICS]:
+        raise ConfigError(f"unknown metric {unknown[0]!r}: {', '.join(METRICS)} are known")
     opened, missing = {}, {}
-    for name in dict.fromkeys(names or MEASURES):
+    for name in dict.fromkeys(names or METRICS):
         try:
-            opened[name] = MEASURES[name].open(torch.device(device), weights)
+            opened[name] = METRICS[name].open(torch.device(device), weights)
         except ResourceError as error:
             if names:
                 raise ResourceError(f"{name}: {error}") from None
             missing[name] = str(error)
-    return Measures(opened, missing)
+    return Metrics(opened, missing)
 
 
 def _library(module: str, package: str) -> Any:
