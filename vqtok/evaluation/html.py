@@ -32,7 +32,7 @@ _HEAD = """<!doctype html>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; color: #202124; margin: 2rem; }
 h1 { font-size: 1.6rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
-p, dl { color: #5f6368; margin: .3rem 0; max-width: 60rem; }
+p { color: #5f6368; margin: .3rem 0; max-width: 60rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid #e8eaed; }
 th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; } th { font-weight: 600; }
@@ -44,7 +44,7 @@ img { display: block; max-width: 100%; height: auto; }
 .pair:has(.back:hover) .original img { transform: translateX(calc(100% + 8px)); position: relative; z-index: 1;
   pointer-events: none; }
 .pair:has(.back:hover) .back figcaption { visibility: hidden; }
-.flat { image-rendering: pixelated; } .name { font-weight: 600; margin: 1.2rem 0 .2rem; color: #202124; }
+.name { font-weight: 600; margin: 1.2rem 0 .2rem; color: #202124; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f4f5f7; padding: 1rem; font-size: .8rem; }
 </style></head><body>
 """

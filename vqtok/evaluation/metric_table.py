@@ -248,7 +248,7 @@ def _records(network: PerceptualNetwork) -> list[dict[str, str]]:
 def _batch(images: npt.NDArray[np.uint8], dtype: torch.dtype = torch.float32) -> Tensor:
     """Return uint8 [..., H, W, 3] as [B, 3, H, W]."""
     stacked = images if images.ndim == 4 else images[None]
-    return torch.from_numpy(np.ascontiguousarray(stacked.transpose(0, 3, 1, 2))).to(dtype)
+    return torch.tensor(stacked.transpose(0, 3, 1, 2), dtype=dtype)  # a copy: images may be read-only
 
 
 def _tiles(image: RGB) -> npt.NDArray[np.uint8]:
