@@ -177,7 +177,7 @@ def shown(
     rows = {row.key: row for row in scores.images}
     found = []
     for key, array in Reader(spec).read([(key, inputs[key]) for key in picks]):
-        if hashlib.sha256(array).hexdigest() != rows[key].sha256:
+        if hashlib.sha256(array.tobytes()).hexdigest() != rows[key].sha256:
             options.say(f"{key}: left out of the page: it has changed since it was measured")
             continue
         tokens = streaming.collect(tokenizer, streaming.tokenize(tokenizer, [(key, array)]), [key])

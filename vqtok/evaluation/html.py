@@ -168,7 +168,7 @@ def _lead(result: Mapping[str, Any]) -> str:
 
 
 def _summary_table(result: Mapping[str, Any]) -> str:
-    rows = [("metric", "", "value", "least", "greatest", "samples")]
+    rows: list[Sequence[str]] = [("metric", "", "value", "least", "greatest", "samples")]
     for name, summary in result["summary"].items():
         cells = [formatted(name, summary.get(part)) for part in ("value", "least", "greatest")]
         rows.append((summary["label"], f"{summary['better']} is better", *cells, f"{summary['samples']:,}"))
@@ -194,7 +194,9 @@ def _usage_lines(usages: Sequence[Usage]) -> list[str]:
 
 def _image_table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = [name for name in METRICS if any(name in row for row in rows)]
-    cells = [("image", "pixels", "tokens", "bits a pixel", *(METRICS[name].label for name in names))]
+    cells: list[Sequence[str]] = [
+        ("image", "pixels", "tokens", "bits a pixel", *(METRICS[name].label for name in names))
+    ]
     for row in rows[:_ROWS]:
         values = [formatted(name, row.get(name)) for name in names]
         size = f"{row['width']} x {row['height']}"

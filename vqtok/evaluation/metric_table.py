@@ -34,7 +34,7 @@ _SSIM_WINDOW = 11
 class PairMeter(Protocol):
     """Compares an image with what came back."""
 
-    def __call__(self, original: RGB, back: RGB) -> float:
+    def __call__(self, original: RGB, back: RGB, /) -> float:
         """Return the value of one image."""
         ...
 

@@ -185,7 +185,7 @@ class _Collected:
             self.features.setdefault(name, {})[tokens.keys[0]] = pair
         self._count(tokens)
         height, width = original.shape[:2]
-        digest = hashlib.sha256(np.ascontiguousarray(original)).hexdigest()
+        digest = hashlib.sha256(original.tobytes()).hexdigest()
         cost = bits_per_pixel(tokens)
         self.rows.append(ImageScores(tokens.keys[0], height, width, tokens.ids.size, cost, digest, values))
 
