@@ -13,10 +13,9 @@ from PIL import Image
 
 from vqtok.cli import group, options
 from vqtok.errors import VqtokError
-from vqtok.evaluation import html as html_module
-from vqtok.evaluation import metric_table
-from vqtok.evaluation.html import chosen, difference, difference_factor
+from vqtok.evaluation import metric_table, shown
 from vqtok.evaluation.metric_table import METRICS
+from vqtok.evaluation.shown import Shown, chosen, difference, difference_factor
 
 ASTRONAUT = Path(__file__).parents[1] / "golden" / "metrics" / "astronaut-256.png"
 HOSTILE = "<img src=x onerror='1'>&\"\x1b[2J.png"
@@ -194,7 +193,8 @@ def test_a_bad_image_costs_a_line_and_the_exit_code(run, folder, tmp_path):
         (["{images}", "--metrics", ""], 2),
         (["{images}", "--max-failures", "many"], 2),
         (["{images}/none*.png"], 4),
-        (["{images}", "--metrics", "lpips-vgg", "--weights", "{images}/nowhere"], 4),
+        (["{images}", "--metrics", "psnr", "--weights", "{images}/nowhere"], 4),
+        (["{images}", "--metrics", "psnr", "--weights", "{images}/0.png"], 4),
         (["{images}", "--metrics", "psnr", "-o", "{images}"], 5),
         (["{images}", "--metrics", "psnr", "-o", "{images}", "--overwrite"], 5),
     ],
@@ -224,15 +224,15 @@ def test_chosen_are_the_worst_first_whichever_way_is_better():
 
 
 def test_differences_are_as_large_as_can_be_told_apart():
-    def shown(amount: int):
+    def pair(amount: int):
         original = np.full((8, 8, 3), 100, np.uint8)
-        return html_module.Shown("", original, original + np.uint8(amount), None, "")
+        return Shown("", original, original + np.uint8(amount), None, "")
 
-    assert [difference_factor([shown(amount)]) for amount in (0, 3, 20, 100, 150)] == [32, 32, 4, 1, 1]
+    assert [difference_factor([pair(amount)]) for amount in (0, 3, 20, 100, 150)] == [32, 32, 4, 1, 1]
     assert difference_factor([]) == 1
 
 
 def test_of_large_images_the_middle_is_shown(monkeypatch):
-    monkeypatch.setattr(html_module, "_SHOWN", 16)
+    monkeypatch.setattr(shown, "_SHOWN", 16)
     image = np.random.default_rng(0).integers(0, 256, (20, 12, 3), dtype=np.uint8)
-    assert np.array_equal(image[html_module._middle(image)], image[2:18])
+    assert np.array_equal(image[shown.middle(image)], image[2:18])

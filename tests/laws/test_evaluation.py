@@ -11,15 +11,17 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
+import vqtok
 from vqtok import streaming
 from vqtok.adapters.metric_weights import PUBLISHED
 from vqtok.errors import ConfigError, NonFiniteLatents, ResourceError
-from vqtok.evaluation import distances, metric_table, scores
+from vqtok.evaluation import distances, metric_table, scores, set_meters
 from vqtok.evaluation.distances import kernel_distance
 from vqtok.evaluation.metric_table import METRICS, Metrics, Opened, open_metrics
 from vqtok.evaluation.metrics import bits_per_pixel, psnr
 from vqtok.evaluation.protocol import cropped_spec, report
 from vqtok.evaluation.scores import evaluate
+from vqtok.evaluation.shown import Shown, codes_picture
 from vqtok.evaluation.usage import usage_of
 from vqtok.images import PreprocessSpec
 
@@ -96,10 +98,10 @@ def test_kid_is_near_zero_between_halves_and_larger_the_more_is_lost():
 
 def test_tiles_are_disjoint_and_from_the_middle_and_small_images_are_whole():
     image = np.random.default_rng(0).integers(0, 256, (600, 300, 3), dtype=np.uint8)
-    tiles = metric_table._tiles(image)
+    tiles = set_meters.tiles(image)
     assert len(tiles) == 2
     assert np.array_equal(np.concatenate([*tiles]), image[44:556, 22:278])
-    assert np.array_equal(metric_table._tiles(image[:255]), image[None, :255])
+    assert np.array_equal(set_meters.tiles(image[:255]), image[None, :255])
 
 
 def test_frechet_distance_is_the_formula():
@@ -112,7 +114,7 @@ def test_frechet_distance_is_the_formula():
     root = vectors * np.sqrt(values) @ vectors.T
     trace = np.sqrt(np.linalg.eigvalsh(root @ b @ root)).sum()
     expected = ((m - n) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * trace
-    meter = metric_table._Inception(torch.nn.Identity(), torch.device("cpu"))
+    meter = set_meters.InceptionMeter(torch.nn.Identity(), torch.device("cpu"))
     assert meter.distance(x, y) == pytest.approx(expected, rel=1e-9)
 
 
@@ -196,6 +198,20 @@ def test_numbers_are_those_of_tokenize_and_detokenize(photo_f8, images):
     assert np.array_equal(ours.counts, theirs.counts)
     assert "ssim" not in found.images[3].values, "8 pixels are less than its window"
     assert found.summaries["ssim"].samples == 4
+
+
+@pytest.mark.parametrize("family", ["rqvae-tiny", "vqvae2-tiny", "dynamic-tiny"])
+def test_every_codebook_is_counted_and_every_kind_of_tokens_is_drawn(family):
+    tokenizer = vqtok.build(family)
+    size = tokenizer.spec.size or 64
+    parts = [("x", astronaut()[:size, :size]), ("y", astronaut()[-size:, -size:])]
+    found, tokens = evaluate(tokenizer, parts), tokenizer.tokenize([array for _, array in parts])
+    expected = usage_of(tokens)
+    assert len(expected) == int(tokens.grids[0, 0])
+    for ours, theirs in zip(found.usage, expected, strict=True):
+        assert np.array_equal(ours.counts, theirs.counts)
+    assert found.bits_per_pixel == pytest.approx(bits_per_pixel(tokens), rel=1e-12)
+    assert len(np.unique(codes_picture(Shown("", parts[0][1], parts[0][1], tokens[0], "")).reshape(-1, 3), axis=0)) > 1
 
 
 def test_order_grouping_and_names_change_nothing(photo_f8, images, monkeypatch):

@@ -214,7 +214,7 @@ def load_network(
     features.load_state_dict(features.state_dict() | own)
     # Without heads of its own a network has the mean over levels of the squared distance, of LPIPS' order of magnitude.
     widths = _channels(features)
-    even = [torch.full((n,), 1 / len(widths)) for n in widths]
+    even = [torch.full((n,), 1 / len(widths), dtype=torch.float32) for n in widths]
     heads = [tensors.get(f"heads.{i}", head).flatten() for i, head in enumerate(even)]
     return PerceptualNetwork(features, heads, [*files.values()])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ import click
 
 from vqtok.cli import options
 from vqtok.cli.inputs import Input, expand
-from vqtok.errors import ConfigError, TooManyFailures, escape
+from vqtok.errors import ConfigError, InputError, TooManyFailures, escape
 
 if TYPE_CHECKING:
     from vqtok.cli.reading import Reader
-    from vqtok.evaluation.html import Shown
     from vqtok.evaluation.scores import Scores
+    from vqtok.evaluation.shown import Shown
     from vqtok.image_tokenizer import ImageTokenizer
     from vqtok.images import PreprocessSpec
 
@@ -58,6 +59,8 @@ def command(
     """
     if "-" in inputs:
         raise ConfigError("expected files, folders or patterns, got '-': images are read twice")
+    if weights is not None and not os.path.isdir(weights):
+        raise InputError(f"expected --weights DIR, a folder with files of weights, found none at {weights!r}")
     named = _named(inputs, limit)
     names = [name.strip() for name in metrics.split(",")] if metrics is not None else None
     from vqtok.cli.running import parse_allowed
@@ -168,8 +171,9 @@ def shown(
     """Read the images that the page shows once more; one that has gone since is left out."""
     from vqtok import streaming
     from vqtok.cli.reading import Reader
-    from vqtok.evaluation.html import Shown, chosen, formatted
+    from vqtok.evaluation.html import formatted
     from vqtok.evaluation.metric_table import METRICS
+    from vqtok.evaluation.shown import Shown, chosen
 
     values = {row.key: row.values.get(name, math.nan) for row in scores.images}
     values = {key: value for key, value in values.items() if not math.isnan(value)} or dict.fromkeys(values, 0.0)

@@ -12,22 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
 
 from vqtok.adapters.containers import read_entries
 from vqtok.adapters.metric_weights import find_weights
 from vqtok.adapters.perceptual_networks import PerceptualNetwork, perceptual_network
 from vqtok.errors import ConfigError, ResourceError
-from vqtok.evaluation.distances import kernel_distance
 from vqtok.evaluation.metrics import psnr
+from vqtok.evaluation.set_meters import TILE, EffLite0Meter, Features, InceptionMeter, batch, library
 from vqtok.images import RGB
 from vqtok.networks.efficientnet import EfficientNetLite0
 
-Features = npt.NDArray[np.float32]
-_TILE, _BATCH = 256, 16
 _SSIM_WINDOW = 11
 
 
@@ -93,14 +88,14 @@ def _open_psnr(device: torch.device, weights: Place) -> Opened:
 
 
 def _open_ssim(device: torch.device, weights: Place) -> Opened:
-    function = _library("torchmetrics.functional.image", "torchmetrics").structural_similarity_index_measure
+    function = library("torchmetrics.functional.image", "torchmetrics").structural_similarity_index_measure
     settings = {"kernel_size": _SSIM_WINDOW, "sigma": 1.5, "k1": 0.01, "k2": 0.03, "data_range": 255.0}
 
     def ssim(original: RGB, back: RGB) -> float:
-        return float(function(_batch(back).double(), _batch(original).double(), gaussian_kernel=True, **settings))
+        return float(function(batch(back).double(), batch(original).double(), gaussian_kernel=True, **settings))
 
-    library = {"library": f"torchmetrics {_version('torchmetrics')}"}
-    return Opened(ssim, settings | library | {"over": "RGB channels in float64"})
+    made_by = {"library": f"torchmetrics {_version('torchmetrics')}"}
+    return Opened(ssim, settings | made_by | {"over": "RGB channels in float64"})
 
 
 def _open_perceptual(name: str) -> Callable[[torch.device, Place], Opened]:
@@ -109,27 +104,11 @@ def _open_perceptual(name: str) -> Callable[[torch.device, Place], Opened]:
 
         @torch.inference_mode()
         def distance(original: RGB, back: RGB) -> float:
-            return float(network.distance(_batch(back).to(device), _batch(original).to(device)))
+            return float(network.distance(batch(back).to(device), batch(original).to(device)))
 
         return Opened(distance, {"weights": _records(network)})
 
     return open_network
-
-
-@dataclass(frozen=True, slots=True)
-class _EffLite0:
-    """Features of tiles; images that are smaller go whole."""
-
-    network: EfficientNetLite0
-    device: torch.device
-
-    @torch.inference_mode()
-    def features(self, image: RGB) -> Features:
-        found = [self.network.pooled(part.to(self.device)) for part in _batch(_tiles(image)).split(_BATCH)]
-        return torch.cat(found).cpu().numpy()
-
-    def distance(self, originals: Features, others: Features) -> float:
-        return kernel_distance(originals, others)
 
 
 def _open_kid(device: torch.device, weights: Place) -> Opened:
@@ -138,41 +117,27 @@ def _open_kid(device: torch.device, weights: Place) -> Opened:
         raise TypeError("expected EfficientNet-Lite0")
     record = {
         "features": "EfficientNet-Lite0, pooled, 1280",
-        "samples": f"disjoint {_TILE} x {_TILE} tiles in the middle of each image; smaller images whole",
+        "samples": f"disjoint {TILE} x {TILE} tiles in the middle of each image; smaller images whole",
         "estimator": "U-statistic of pairs, kernel (x . y / D + 1)^3, all samples",
         "weights": _records(network),
     }
-    return Opened(_EffLite0(features, device), record)
-
-
-@dataclass(frozen=True, slots=True)
-class _Inception:
-    """Features and distance of torch-fidelity; each image is one sample, resized to 299 x 299 as it does."""
-
-    network: nn.Module
-    device: torch.device
-
-    @torch.inference_mode()
-    def features(self, image: RGB) -> Features:
-        (found,) = self.network(_batch(image, torch.uint8).to(self.device))
-        return found.cpu().numpy()
-
-    def distance(self, originals: Features, others: Features) -> float:
-        fid = _library("torch_fidelity.metric_fid", "torch-fidelity")
-        statistics = [fid.fid_features_to_statistics(torch.from_numpy(x).double()) for x in (originals, others)]
-        return float(fid.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"])
+    return Opened(EffLite0Meter(features, device), record)
 
 
 def _open_rfid(device: torch.device, weights: Place) -> Opened:
-    module = _library("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity")
+    module = library("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity")
     file = find_weights("inception-fid", weights)
     state = io.BytesIO()
     # It reads weights with pickle, which may run anything: it gets bytes that are written here.
     torch.save({name: entry.read() for name, entry in read_entries(file.path).items()}, state)
     state.seek(0)
     network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=state)
-    record = {"library": f"torch-fidelity {_version('torch_fidelity')}", "weights": [file.record()]}
-    return Opened(_Inception(network.to(device), device), record | {"samples": "whole images, 299 x 299"})
+    record = {
+        "library": f"torch-fidelity {_version('torch_fidelity')}",
+        "samples": "whole images, 299 x 299; of few, compare only over the same ones",
+        "weights": [file.record()],
+    }
+    return Opened(InceptionMeter(network.to(device), device), record)
 
 
 METRICS = {
@@ -230,33 +195,9 @@ def open_metrics(
     return Metrics(opened, missing)
 
 
-def _library(module: str, package: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ResourceError(f"expected the package {package}, got: {error}: pip install 'vqtok[eval]'") from None
-
-
 def _version(module: str) -> str:
     return str(importlib.import_module(module).__version__)
 
 
 def _records(network: PerceptualNetwork) -> list[dict[str, str]]:
     return [file.record() for file in network.weights]
-
-
-def _batch(images: npt.NDArray[np.uint8], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return uint8 [..., H, W, 3] as [B, 3, H, W]."""
-    stacked = images if images.ndim == 4 else images[None]
-    return torch.tensor(stacked.transpose(0, 3, 1, 2), dtype=dtype)  # a copy: images may be read-only
-
-
-def _tiles(image: RGB) -> npt.NDArray[np.uint8]:
-    """Return disjoint tiles [n, h, w, 3] from the middle of an image; the whole of a smaller one."""
-    height, width = image.shape[:2]
-    if min(height, width) < _TILE:
-        return image[None]
-    rows, columns = height // _TILE, width // _TILE
-    top, left = (height - rows * _TILE) // 2, (width - columns * _TILE) // 2
-    inner = image[top : top + rows * _TILE, left : left + columns * _TILE]
-    return inner.reshape(rows, _TILE, columns, _TILE, 3).swapaxes(1, 2).reshape(-1, _TILE, _TILE, 3)
