@@ -93,7 +93,7 @@ def evaluate(
     """Tokenize images, turn the tokens back and measure what was lost.
 
     Args:
-        tokenizer: the model.
+        tokenizer: the model, in eval mode.
         images: key and uint8 [H, W, 3] of each, in the size in which it is tokenized; read as they are needed.
         metrics: what `open_metrics` gave, to be used again and again; or names, keys of `METRICS`.
         refuse: called with key and error of an image that the model cannot take; without it the error is raised.
