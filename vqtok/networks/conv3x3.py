@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtok.ops import PreparedConv3x3, conv3x3, group_affine, group_norm, group_norm_silu
+from vqtok.ops import PreparedConv3x3, Products, conv3x3, group_affine, group_norm, group_norm_silu
 
 
 def on_a_cpu(x: Tensor) -> bool:
@@ -110,7 +110,7 @@ class Conv3x3(nn.Conv2d):
         known = dtype in (torch.float32, torch.bfloat16)
         return dtype if known and (torch.is_autocast_enabled("cpu") or self.weight.dtype == dtype) else None
 
-    def _packed_for(self, products: Any) -> _Packed:
+    def _packed_for(self, products: Products) -> _Packed:
         if self._packed is None or not self._packed.still_of(self.weight, products):
             self._packed = _Packed(self.weight, products)
         return self._packed
@@ -121,14 +121,17 @@ class Conv3x3(nn.Conv2d):
 
 
 class _Packed:
-    """Packed weights, and which weights these are. Holding them keeps their address from being given to others."""
+    """Packed weights, and which weights these are. Holding their memory keeps the address from being given to others."""
 
-    def __init__(self, weight: Tensor, products: Any) -> None:
-        self._weight, self._at, self._version, self._products = weight, weight.data_ptr(), weight._version, products
+    def __init__(self, weight: Tensor, products: Products) -> None:
+        self._weight, self._memory = weight, weight.detach()
+        self._version, self._products = weight._version, products
         self.prepared = PreparedConv3x3(weight, products)
         self.usable = self.prepared.packed.numel() > 0
 
     def still_of(self, weight: Tensor, products: str) -> bool:
         """Return whether these weights were packed."""
-        same = weight is self._weight and weight.data_ptr() == self._at and weight._version == self._version
+        same = (
+            weight is self._weight and weight.data_ptr() == self._memory.data_ptr() and weight._version == self._version
+        )
         return same and products == self._products
