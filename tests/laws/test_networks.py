@@ -240,7 +240,7 @@ def test_packed_weights_follow_every_change_of_the_weights():
     conv.weight = nn.Parameter(torch.randn(32, 32, 3, 3) / 17)
     agrees()
     conv(x).sum().backward()
-    torch.optim.SGD(conv.parameters(), lr=0.1).step()
+    torch.optim.SGD(conv.parameters(), lr=1e-4).step()
     agrees()
     again = pickle.loads(pickle.dumps(conv))
     with torch.no_grad():

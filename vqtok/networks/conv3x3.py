@@ -121,7 +121,7 @@ class Conv3x3(nn.Conv2d):
 
 
 class _Packed:
-    """Packed weights, and which weights these are. Holding their memory keeps the address from being given to others."""
+    """Packed weights, and which these are. Holding their memory keeps its address from being given to others."""
 
     def __init__(self, weight: Tensor, products: Products) -> None:
         self._weight, self._memory = weight, weight.detach()
