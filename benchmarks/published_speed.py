@@ -18,6 +18,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
@@ -163,7 +164,7 @@ def turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, l
         call()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(rounds):
-        for name in calls if i % 2 == 0 else reversed(calls):
+        for name in list(calls) if i % 2 == 0 else list(calls)[::-1]:
             seconds[name].append(wall_clock(calls[name]))
     return seconds
 
@@ -180,18 +181,18 @@ def measure(name: str, batches: Sequence[int], rounds: int) -> list[dict[str, An
         changed = (fast.encode(pixels).ids != grid.ids).float().mean().item()
         calls: dict[str, dict[str, Callable[[], object]]] = {
             "encode": {
-                "publisher": lambda x=pixels: publisher.encode(x),
-                "vqtok float32": lambda x=pixels: exact.encode(x),
-                "vqtok bfloat16": lambda x=pixels: fast.encode(x),
+                "publisher": partial(publisher.encode, pixels),
+                "vqtok float32": partial(exact.encode, pixels),
+                "vqtok bfloat16": partial(fast.encode, pixels),
             }
         }
         if (decode := publisher.decode) is not None:
             error = (exact.decode(grid) - decode(grid.ids)).abs().max().item()
             agreement["largest pixel error"] = error
             calls["decode"] = {
-                "publisher": lambda ids=grid.ids: decode(ids),
-                "vqtok float32": lambda tokens=grid: exact.decode(tokens),
-                "vqtok bfloat16": lambda tokens=grid: fast.decode(tokens),
+                "publisher": partial(decode, grid.ids),
+                "vqtok float32": partial(exact.decode, grid),
+                "vqtok bfloat16": partial(fast.decode, grid),
             }
         for direction, contenders in calls.items():
             seconds = turns(contenders, rounds)
