@@ -3,6 +3,7 @@
 from vqtok.ops.averages import Averages as Averages
 from vqtok.ops.averages import update_averages as update_averages
 from vqtok.ops.convolution import PreparedConv3x3 as PreparedConv3x3
+from vqtok.ops.convolution import Products as Products
 from vqtok.ops.convolution import conv3x3 as conv3x3
 from vqtok.ops.lookup import nearest_code as nearest_code
 from vqtok.ops.normalization import group_affine as group_affine
@@ -27,6 +28,7 @@ __all__ = [
     "Averages",
     "PreparedCodebook",
     "PreparedConv3x3",
+    "Products",
     "code_statistics",
     "compact",
     "conv3x3",
