@@ -237,6 +237,22 @@ def test_without_gradients_an_image_has_the_same_latents_in_any_batch_and_with_a
         torch.testing.assert_close(encoder(images)[1:2], encoder(images[1:2]))
 
 
+@pytest.mark.parametrize("name", ["conv", "maskgit", "magvit2", "emu3"])
+def test_without_code_for_the_processor_networks_are_torchs_own(name, monkeypatch):
+    """torch's convolutions round worse in channels_last, so maps are laid out for code that is there only."""
+    torch.manual_seed(5)
+    encoder, decoder, factor = PAIRS[name]
+    monkeypatch.setenv("VQTOK_CPU_ISA", "scalar")
+    for network, given in (
+        (encoder().eval(), torch.randn(1, 3, 4 * factor, 2 * factor)),
+        (decoder().eval(), torch.randn(1, 4, 4, 2)),
+    ):
+        with torch.no_grad():
+            came = network(given)
+        assert torch.equal(came, network(given))
+        assert came.is_contiguous()
+
+
 def test_packed_weights_follow_every_change_of_the_weights():
     conv, other = Conv3x3(32, 32), Conv3x3(32, 32)
     x = torch.randn(1, 32, 5, 6)

@@ -1,7 +1,8 @@
 """What convolutional networks are made of: GroupNorm with SiLU, and 3x3 convolutions that take it in their stride.
 
 On a CPU, where nothing is differentiated and no compiler looks on, maps of features lie in ``channels_last`` and a
-convolution is one call of `vqtok.ops.conv3x3`. Everywhere else the same is written in torch's own functions.
+convolution is one call of `vqtok.ops.conv3x3`. Everywhere else, and where the library has none for this processor, the
+same is written in torch's own functions and maps lie as they come: torch's convolutions round worse in that layout.
 """
 
 from __future__ import annotations
@@ -12,20 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtok.ops import PreparedConv3x3, Products, conv3x3, group_affine, group_norm, group_norm_silu
+from vqtok.ops import PreparedConv3x3, Products, conv3x3, convolves_natively, group_affine, group_norm, group_norm_silu
 
 
 def on_a_cpu(x: Tensor) -> bool:
-    """Return whether a network runs as written here, on a CPU and for no gradient, and not in a compiler's hands."""
-    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Return whether a network runs as written here: for no gradient, in no compiler's hands, on a CPU with code."""
+    free = x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return free and convolves_natively()
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """Return [B, C, h, w] as convolutions are fastest: on a CPU in ``channels_last``; what is differentiated, as it is.
+    """Return [B, C, h, w] as convolutions are fastest: on a CPU with code in ``channels_last``, elsewhere as it is.
 
     >>> with torch.no_grad():
-    ...     laid_out(torch.zeros(1, 3, 4, 5)).stride()
-    (60, 1, 15, 3)
+    ...     laid_out(torch.zeros(1, 3, 4, 5)).is_contiguous() == (not convolves_natively())
+    True
     """
     return x.contiguous(memory_format=torch.channels_last) if on_a_cpu(x) else x
 

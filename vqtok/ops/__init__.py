@@ -5,6 +5,7 @@ from vqtok.ops.averages import update_averages as update_averages
 from vqtok.ops.convolution import PreparedConv3x3 as PreparedConv3x3
 from vqtok.ops.convolution import Products as Products
 from vqtok.ops.convolution import conv3x3 as conv3x3
+from vqtok.ops.convolution import convolves_natively as convolves_natively
 from vqtok.ops.lookup import nearest_code as nearest_code
 from vqtok.ops.normalization import group_affine as group_affine
 from vqtok.ops.normalization import group_norm as group_norm
@@ -32,6 +33,7 @@ __all__ = [
     "code_statistics",
     "compact",
     "conv3x3",
+    "convolves_natively",
     "explain",
     "finite_scalar",
     "finite_scalar_vectors",

@@ -107,6 +107,17 @@ def conv3x3(
     return torch.ops.vqtok.conv3x3.default(x, weight, prepared.packed, bias, affine, residual, doubled)
 
 
+def convolves_natively() -> bool:
+    """Return whether the C++ library has `conv3x3` for this processor, which is what makes it fast on a CPU.
+
+    >>> convolves_natively() == (PreparedConv3x3(torch.zeros(32, 16, 3, 3)).packed.numel() > 0)
+    True
+    """
+    from vqtok.ops import native_convolution
+
+    return not native_convolution.reason_against()
+
+
 def _compute(
     x: Tensor,
     weight: Tensor,
