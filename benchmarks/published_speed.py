@@ -169,7 +169,7 @@ def turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, l
     return seconds
 
 
-def measure(name: str, batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+def measure(name: str, batches: Sequence[int], directions: Sequence[str], rounds: int) -> list[dict[str, Any]]:
     """Return what one publisher and vqtok take, a row a batch and direction."""
     publisher = made(name)
     exact, fast = loaded(publisher, "float32"), loaded(publisher, "bfloat16")
@@ -194,12 +194,13 @@ def measure(name: str, batches: Sequence[int], rounds: int) -> list[dict[str, An
                 "vqtok float32": partial(exact.decode, grid),
                 "vqtok bfloat16": partial(fast.decode, grid),
             }
-        for direction, contenders in calls.items():
-            seconds = turns(contenders, rounds)
+        for direction in (d for d in directions if d in calls):
+            load, seconds = os.getloadavg(), turns(calls[direction], rounds)
             row = {
                 "publisher": name,
                 "direction": direction,
                 "batch": batch,
+                "load": load,
                 "seconds": seconds,
                 "agreement": agreement,
             }
@@ -222,14 +223,27 @@ def say(row: Mapping[str, Any]) -> None:
         print(f"  {name:15} {seconds:7.3f} s  {theirs / seconds:5.2f}x", flush=True)
 
 
+def with_earlier(path: Path, state: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return these rows and those of a file of the same machine, versions and commit that were not measured anew."""
+    if not path.exists():
+        return rows
+    earlier = json.loads(path.read_text())
+    place = lambda row: tuple(row[x] for x in ("publisher", "direction", "batch"))  # noqa: E731
+    kept = earlier["rows"] if all(earlier[name] == value for name, value in state.items()) else []
+    return [row for row in kept if place(row) not in {*map(place, rows)}] + rows
+
+
 def main() -> None:
     """Measure, print, and write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("publishers", nargs="*", default=list(PUBLISHERS), help=f"of {', '.join(PUBLISHERS)}")
     parser.add_argument("--batch", type=int, action="append", help="images at once; may be repeated (default 1 and 8)")
+    parser.add_argument("--direction", action="append", choices=("encode", "decode"), help="(default both)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="write every time measured")
+    parser.add_argument(
+        "--json", type=Path, help="write every time measured; rows of an earlier run of this commit stay"
+    )
     options = parser.parse_args()
     pin_threads(options.threads)
     packages = dict(versions())
@@ -243,12 +257,13 @@ def main() -> None:
         "versions": packages,
         "commit": commit(),
         "threads": options.threads,
-        "load": os.getloadavg(),
     }
     print(json.dumps(state, indent=1))
+    asked = options.batch or (1, 8), options.direction or ("encode", "decode"), options.rounds
     with torch.no_grad():
-        rows = [r for name in options.publishers for r in measure(name, options.batch or (1, 8), options.rounds)]
+        rows = [row for name in options.publishers for row in measure(name, *asked)]
     if options.json:
+        rows = with_earlier(options.json, state, rows)
         options.json.write_text(json.dumps({**state, "rows": rows}, indent=1) + "\n")
 
 
