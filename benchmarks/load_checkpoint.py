@@ -1,6 +1,6 @@
 """What opening a checkpoint takes, in time and memory: VQGAN f16-16384, 72 M parameters with random weights.
 
-python benchmarks/load_checkpoint.py --json benchmarks/results/load_checkpoint.json
+python -m vqtok.benchmarks.load_checkpoint --json benchmarks/results/load_checkpoint.json
 
 The same weights as a model folder and as a publisher's .ckpt. Every round is a process of its own, in which torch and
 vqtok are imported before the clock starts: seconds of `vqtok.load`, seconds of only reading the file's bytes just
@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 import vqtok
-from vqtok import adapters
-from vqtok.benchmarks.machine import commit, machine, pin_threads, versions
+
+from .machine import commit, machine, pin_threads, versions
 
 PRESET, FAMILY = "vqgan-f16-16384", "taming_vqgan"
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -36,9 +36,7 @@ def written(folder: Path) -> dict[str, tuple[Path, Path]]:
     torch.manual_seed(0)
     tokenizer = vqtok.build(PRESET)
     tokenizer.save(folder / "model")
-    state = adapters.export(tokenizer.inference_tensors(), FAMILY)
-    checkpoint = folder / "last.ckpt"
-    torch.save({"state_dict": state, "global_step": 1}, checkpoint)
+    vqtok.export(tokenizer, checkpoint := folder / "last.ckpt", FAMILY)
     return {
         "model folder": (folder / "model", folder / "model" / "model.safetensors"),
         f"{FAMILY} .ckpt": (checkpoint, checkpoint),
@@ -84,7 +82,7 @@ def _resident(what: str) -> int:
 
 def in_fresh_process(model: Path, file: Path, threads: int) -> dict[str, float]:
     """Load once in a process of its own."""
-    command = [sys.executable, __file__, "--child", str(model), str(file), "--threads", str(threads)]
+    command = [sys.executable, "-m", __spec__.name, "--child", str(model), str(file), "--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

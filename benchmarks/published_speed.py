@@ -1,6 +1,6 @@
 """The publishers' own forward against vqtok's, with the same weights in one run: VQGAN f16-16384 on the CPU.
 
-python benchmarks/published_speed.py --threads 2 --json benchmarks/results/published_speed.json
+python -m vqtok.benchmarks.published_speed --threads 2 --json benchmarks/results/published_speed.json
 
 Weights are random and seeded, made by the publisher's class, written in its container and opened with `vqtok.load`; the
 codebook is drawn around latents of other pictures, so that codes differ. Codes are compared before anything is timed: a
@@ -30,10 +30,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 import vqtok
-from vqtok.benchmarks.clocks import wall_clock
-from vqtok.benchmarks.machine import commit, machine, pin_threads, versions
 from vqtok.errors import ReproducibilityError
-from vqtok.types import TokenGrid
+
+from .clocks import wall_clock
+from .machine import commit, machine, pin_threads, versions
 
 SIDE, CODES, DIM = 256, 16384, 256
 NEAR_TIE = 1e-4
@@ -177,7 +177,7 @@ def measure(name: str, batches: Sequence[int], directions: Sequence[str], rounds
     for batch in batches:
         pixels = pictures(batch, seed=2)
         agreement = check_codes(publisher, exact, pixels)
-        grid: TokenGrid = exact.encode(pixels)
+        grid: vqtok.TokenGrid = exact.encode(pixels)
         changed = (fast.encode(pixels).ids != grid.ids).float().mean().item()
         calls: dict[str, dict[str, Callable[[], object]]] = {
             "encode": {
