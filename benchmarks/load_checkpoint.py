@@ -109,7 +109,8 @@ def main() -> None:
     parser.add_argument("--child", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(in_this_process(*options.child, options.threads)))
+        model, file = options.child
+        print(json.dumps(in_this_process(model, file, options.threads)))
         return
     state = {"machine": machine("cpu"), "versions": versions(), "commit": commit(), "threads": options.threads}
     state["load"] = os.getloadavg()
