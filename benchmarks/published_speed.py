@@ -144,12 +144,12 @@ def check_codes(publisher: Publisher, tokenizer: vqtok.Tokenizer, pixels: Tensor
     """
     theirs, ours = publisher.encode(pixels), tokenizer.encode(pixels).ids
     codebook = publisher.model.quantize.embedding.weight.double()
-    latents = tokenizer.latents(pixels).double()
-    distance = lambda codes: (latents - codebook[codes]).square().sum(dim=-1)  # noqa: E731
+    latents = tokenizer.latents(pixels)
+    distance = lambda codes: (latents.double() - codebook[codes]).square().sum(dim=-1)  # noqa: E731
     off = (distance(ours) - distance(theirs)) / distance(theirs)
     if off.max() > NEAR_TIE:
         raise ReproducibilityError(f"expected the nearest codes, got one {off.max():.1e} further than the publisher's")
-    error = (tokenizer.latents(pixels).permute(0, 3, 1, 2) - publisher.latents(pixels)).abs().max().item()
+    error = (latents.permute(0, 3, 1, 2) - publisher.latents(pixels)).abs().max().item()
     return {
         "codes": ours.numel(),
         "distinct": len(ours.unique()),
