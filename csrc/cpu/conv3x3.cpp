@@ -24,6 +24,7 @@ namespace {
 constexpr int64_t kPointsHeld = 8192;  // tiles of a step x C: with the 16 points of each, half of a second-level cache
 constexpr int64_t kMostTiles = 32;
 constexpr int64_t kTasks = 64;         // at least, where there are tiles enough
+constexpr int64_t kApart = 16;         // words between points, which would all lie in one set of the cache without
 
 const ConvKernel* conv_kernel_for(int32_t instruction_set, bool bfloat16) {
 #if VQTOK_X86
@@ -86,8 +87,8 @@ class Conv3x3 {
   private:
     struct Scratch {
         Scratch(const Cut& cut, int64_t C)
-            : pixels((2 * cut.high + 2) * (2 * cut.wide + 2) * C), points(kPoints * cut.high * cut.wide * C),
-              products(kPoints * cut.high * cut.wide * kOutputs) {}
+            : pixels((2 * cut.high + 2) * (2 * cut.wide + 2) * C), points(kPoints * (cut.high * cut.wide * C + kApart)),
+              products(kPoints * (cut.high * cut.wide * kOutputs + kApart)) {}
         Buffer<float> pixels, points, products;
     };
 
@@ -106,15 +107,16 @@ class Conv3x3 {
 
     void multiply(int64_t b, int64_t top, int64_t high, int64_t left, int64_t wide, const Scratch& scratch) const {
         const int64_t C = work_.C, N = work_.N, T = high * wide, row = (2 * wide + 2) * C, words = C / kernel_.channels;
+        const int64_t points = T * words + kApart, products = T * kOutputs + kApart;
         for (int64_t i = 0; i < high; ++i)
-            kernel_.map_input(scratch.pixels.get() + 2 * i * row, row, wide, C, scratch.points.get() + i * wide * words, T * words);
+            kernel_.map_input(scratch.pixels.get() + 2 * i * row, row, wide, C, scratch.points.get() + i * wide * words, points);
         for (int64_t n = 0; n < N; n += kOutputs) {
             const float* weights = static_cast<const float*>(work_.weights) + n * kPoints * words;
             for (int p = 0; p < kPoints; ++p)
-                kernel_.multiply(scratch.points.get() + p * T * words, T, words, weights + p * words * kOutputs,
-                                 scratch.products.get() + p * T * kOutputs);
+                kernel_.multiply(scratch.points.get() + p * points, T, words, weights + p * words * kOutputs,
+                                 scratch.products.get() + p * products);
             for (int64_t i = 0; i < high; ++i)
-                put(b, top + i, left, wide, n, scratch.products.get() + i * wide * kOutputs, T * kOutputs);
+                put(b, top + i, left, wide, n, scratch.products.get() + i * wide * kOutputs, products);
         }
     }
 
