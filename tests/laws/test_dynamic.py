@@ -284,7 +284,8 @@ def test_a_policy_of_zeros_and_ones_is_masked_attention_even_where_the_others_sc
     seen = policy_attend(query, key, value, 2, policy)
     torch.testing.assert_close(seen, attend(query, key, value, 2, mask), rtol=0, atol=1e-6)
     seen.sum().backward()
-    assert policy.grad.isfinite().all()
+    # A head's weight of a key, once it is added, is at most one: so is what it changes, in differences of values.
+    assert policy.grad.abs().max() <= 3 * 8 * (value.amax() - value.amin())
 
 
 def test_the_gradient_of_a_policy_is_what_its_key_would_change():

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# A key that does not count may score far above those that do; exp(this) bounds how hard it then pulls at the policy.
-HIGHEST_EXPONENT = 13.8
-
 
 def policy_attend(query: Tensor, key: Tensor, value: Tensor, heads: int, policy: Tensor, leak: float = 0.0) -> Tensor:
     """Return attention with weights exp(score) * policy / sum(exp(score) * policy).
 
     Of a policy of zeros and ones the value is that of masked attention, `attend`, but for rounding; the gradient tells
-    each policy what its key would have changed. A query whose policy is zero everywhere attends to all keys alike, as
+    each policy what its key would have changed. A key that does not count and scores above those that do is taken to
+    score as the best of them: its weight, added, could not be more than one either, but its share of the sum that it
+    is not in has no bound, and such gradients drowned all others. A query whose policy is zero everywhere attends to all keys alike, as
     LaVIT's published code does. Scores are written out, [B, heads, N, M]: for training.
 
     Args:
@@ -42,7 +41,9 @@ def policy_attend(query: Tensor, key: Tensor, value: Tensor, heads: int, policy:
     alike = (policy == 0).all(dim=-1, keepdim=True)
     scores, policy = scores.masked_fill(alike, 0), policy.masked_fill(alike, 1)
     peak = scores.detach().masked_fill(policy == 0, -torch.inf).amax(dim=-1, keepdim=True)
-    return _weighted((scores - peak).clamp(max=HIGHEST_EXPONENT).exp() * policy, value)
+    below = scores - peak
+    below = torch.where(policy == 0, below.detach().clamp(max=0), below)
+    return _weighted(below.exp() * policy, value)
 
 
 def _weighted(weights: Tensor, value: Tensor) -> Tensor:
