@@ -10,7 +10,7 @@ import click
 from vqtok.cli import options
 
 if TYPE_CHECKING:
-    from vqtok.training.loop import Strategy
+    from vqtok.training.processes import Strategy
     from vqtok.training.recipe import Recipe
 
 
@@ -42,27 +42,27 @@ def command(
     Killed at any moment, it goes on from the last checkpoint when it is run again, to the same weights. With torchrun
     it uses several devices: torchrun --nproc-per-node 2 -m vqtok train RECIPE.toml -o RUN/
     """
+    # Torch's own log has warnings for whoever writes training loops; it is read when torch is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from vqtok.errors import ConfigError
+    from vqtok.training.folder import RunFolder
     from vqtok.training.recipe import read_recipe
 
     if overwrite and resume:
         raise ConfigError("expected one of --overwrite and --resume, got both")
-    chosen = read_recipe(recipe, changes)
-
-    from vqtok.training.folder import RunFolder
-
-    folder = RunFolder(output)
+    chosen, folder = read_recipe(recipe, changes), RunFolder(output)
     if resume:
         folder.check_begun()
     if dry_run:
+        folder.check(chosen, overwrite=overwrite)
         options.print_json(_plan(chosen))
         return
-    if overwrite:
-        folder.clear()
 
     from vqtok.training.loop import train
 
-    model = train(chosen, output, device=device, strategy=strategy)
+    model = train(chosen, output, device=device, strategy=strategy, overwrite=overwrite)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first process speaks for all
     if as_json:
         options.print_json({"run": os.fspath(output), "model": os.fspath(model), "steps": chosen.steps})
     else:
@@ -71,12 +71,9 @@ def command(
 
 def _plan(recipe: Recipe) -> dict[str, object]:
     """Return what would be trained, on what."""
-    from pathlib import Path
+    from vqtok.training.loop import prepare
 
-    from vqtok.training.data import TrainingData
-    from vqtok.training.loop import start_tokenizer
-
-    data, tokenizer = TrainingData(recipe.data, recipe.seed, Path()), start_tokenizer(recipe)
+    data, tokenizer = prepare(recipe)
     return {
         "recipe": recipe.model_dump(mode="json"),
         "steps": recipe.steps,
