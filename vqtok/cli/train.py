@@ -55,7 +55,7 @@ def command(
         folder.check_begun()
     if dry_run:
         folder.check(chosen, overwrite=overwrite)
-        options.print_json(_plan(chosen))
+        options.print_json(_plan(chosen, device))
         return
 
     from vqtok.training.loop import train
@@ -69,15 +69,15 @@ def command(
         options.say(f"{os.fspath(model)}: trained for {chosen.steps:,} steps")
 
 
-def _plan(recipe: Recipe) -> dict[str, object]:
+def _plan(recipe: Recipe, device: str) -> dict[str, object]:
     """Return what would be trained, on what."""
-    from vqtok.training.loop import prepare
+    from vqtok.training.loop import launch, prepare
 
-    data, tokenizer = prepare(recipe)
+    data, state = prepare(recipe, launch(recipe, device))
     return {
         "recipe": recipe.model_dump(mode="json"),
         "steps": recipe.steps,
-        "parameters": sum(x.numel() for x in tokenizer.parameters()),
+        "parameters": sum(x.numel() for x in state.tokenizer.parameters()),
         "images": data.count,
         "validation_images": len(data.validation),
     }

@@ -103,9 +103,7 @@ class Run:
     def __init__(self, folder: RunFolder, recipe: Recipe, fabric: Fabric, *, overwrite: bool = False) -> None:
         self.folder, self.recipe, self.fabric = folder, recipe, fabric
         folder.check(recipe, overwrite=overwrite)
-        self.data, tokenizer = prepare(recipe, fabric.world_size)
-        self.state = TrainingState(tokenizer, recipe, perceptual_loss(recipe), fabric)
-        self.state.rehearse()
+        self.data, self.state = prepare(recipe, fabric)
         self.checkpoints = Checkpoints(folder.checkpoints)
         saved = None if overwrite else self.checkpoints.read_last()
         if saved is not None:
@@ -280,20 +278,23 @@ class Clock:
         return facts
 
 
-def prepare(recipe: Recipe, processes: int = 1) -> tuple[TrainingData, ImageTokenizer]:
-    """Return a recipe's images and the tokenizer that it starts from, and try what can be tried of them.
+def prepare(recipe: Recipe, fabric: Fabric) -> tuple[TrainingData, TrainingState]:
+    """Return a recipe's images and the state that it starts from, and try what can be tried of them.
 
     Raises:
+        ConfigError: a stage that the model does not take.
         InputError: no images, or a model to start from that cannot be used.
         ResourceError: batches that no machine like this can hold.
         TooManyFailures: of the first images more are refused than the recipe allows.
     """
-    check_memory(recipe, processes)
+    check_memory(recipe, fabric.world_size)
     data = TrainingData(recipe.data, recipe.seed, Path())
     data.calibration(0, BatchShape(min(_SAMPLE, recipe.stages[0].images), recipe.stages[0].size))
     _ = data.validation
     torch.manual_seed(recipe.seed)  # of the weights, the same in all processes
-    return data, start_tokenizer(recipe)
+    state = TrainingState(start_tokenizer(recipe), recipe, perceptual_loss(recipe), fabric)
+    state.rehearse()
+    return data, state
 
 
 def start_tokenizer(recipe: Recipe) -> ImageTokenizer:

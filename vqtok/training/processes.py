@@ -1,4 +1,4 @@
-"""The processes of a training: how Lightning joins them without a word, what they agree on, how the loss of one ends."""
+"""The processes of a training: how Lightning joins them without a word, what they agree on, how a lost one ends it."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class TrainingState:
             copy_of_all = self._copy(dict(self.tokenizer.named_parameters()))
             if stage.calibrate:
                 self._calibrate(copy_of_all, data)
-            if first_codes:
+            if first_codes and _waiting(copy_of_all):
                 self._start_codebooks(copy_of_all, data)
             load_whole(self.tokenizer, {**dict(copy_of_all.named_parameters()), **dict(copy_of_all.named_buffers())})
         if before is None or _way(before) != _way(stage):
