@@ -24,6 +24,7 @@ import vqtok
 from vqtok import images
 from vqtok.evaluation.metrics import psnr
 from vqtok.losses import Objective, l2, logit_laplace
+from vqtok.training.passes import continuous
 from vqtok.training.schedules import cosine_ramp
 
 PHOTO = Path(__file__).parents[1] / "examples/photo.jpg"
@@ -115,11 +116,7 @@ def without_quantizer(tokenizer: vqtok.ImageTokenizer, pixels: Tensor) -> Tensor
     """Return pixels after the networks alone."""
     if not isinstance(tokenizer, vqtok.Tokenizer):
         raise TypeError("expected a tokenizer of one encoder and one decoder")
-    latents, quantizer = tokenizer.latents(pixels), tokenizer.quantizer
-    if not isinstance(quantizer, vqtok.GumbelQuantizer):
-        return tokenizer.decode_vectors(vqtok.ops.normalize_latents(latents))
-    logits = latents if quantizer.proj is None else quantizer.proj(latents)
-    return tokenizer.decode_vectors((logits / quantizer.temperature).softmax(dim=-1) @ quantizer.codebook)
+    return tokenizer.decode_vectors(continuous(tokenizer.quantizer, tokenizer.latents(pixels)))
 
 
 def losses(tokenizer: vqtok.ImageTokenizer, pixels: Tensor) -> dict[str, Tensor]:

@@ -189,7 +189,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 pixel_decoder=SmallNetwork(channels=(32, 64, 96), residual_blocks=(0, 1, 1)),
                 preprocess=PreprocessSpec(resize="center", size=96, multiple=8),
             ),
-            "lavit-dynamic at 1 M parameters, for photographs of 96 pixels; benchmarks/dynamic.py",
+            "lavit-dynamic at 1 M parameters, for photographs of 96 pixels; examples/recipes/dynamic-tiny.toml",
         ),
         "photo-f8": Preset(
             _grid(

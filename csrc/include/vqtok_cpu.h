@@ -142,6 +142,60 @@ VQTOK_API int64_t vqtok_compact(const VqtokGrid* values, const bool* keep, void*
 VQTOK_API int64_t vqtok_spread(const void* values, const bool* mask, const void* fill, int64_t B, int64_t N,
                                int64_t row, void* rows, int32_t threads);
 
+// GroupNorm over images of `pixels` pixels and C channels, `groups` groups of C / groups neighbouring channels each: the
+// mean and the (biased) variance of a group in one image, y = (x - mean) / sqrt(variance + eps) * weight + bias, then
+// y / (1 + e^-y) where `silu` is 1. x and y are dense, [B][pixels][C] where `channels_last` is 1 and else
+// [B][C][pixels], of float32 or bfloat16; weight and bias are float32 [C] or null. What an image gives depends on
+// itself alone, and not on `threads` or `instruction_set`. `affine`, unless null, is given what vqtok_conv3x3 takes,
+// float32 [B][3][C], and y may then be null.
+struct VqtokGroupNorm {
+    const void* x;
+    void* y;
+    const float* weight;
+    const float* bias;
+    float* affine;
+    int64_t B;
+    int64_t pixels;
+    int64_t C;
+    int64_t groups;
+    int64_t channels_last;
+    int64_t silu;
+    int64_t type;
+    double eps;
+};
+VQTOK_API int64_t vqtok_group_norm(const VqtokGroupNorm* work, int32_t threads, int32_t instruction_set);
+
+// A 3 x 3 convolution with a border of one zero, of x [B][H][W][C] to y [B][H'][W'][N], both of `type` float32 or
+// bfloat16: y = weights * f(x) + bias + residual, summed in float32 by Winograd's F(2 x 2, 3 x 3). f is the identity, or
+// GroupNorm and SiLU as vqtok_group_norm's `affine` has it; or, where `doubled` is 1, it repeats each pixel twice each
+// way, and H' = 2 H, W' = 2 W (else H' = H, W' = W). `residual`, null or as y, may be y itself. C is a multiple of 16 and
+// N of 32. The result depends on neither `threads` nor `instruction_set` (at least "avx2").
+struct VqtokConv3x3 {
+    const void* x;
+    void* y;
+    const void* weights;   // of vqtok_pack_conv3x3
+    const float* bias;     // [N] or null
+    const void* residual;
+    const float* affine;   // [B][3][C] or null
+    int64_t B;
+    int64_t H;
+    int64_t W;
+    int64_t C;
+    int64_t N;
+    int64_t doubled;
+    int64_t type;
+    int64_t bfloat16;      // as in vqtok_pack_conv3x3
+};
+VQTOK_API int64_t vqtok_conv3x3(const VqtokConv3x3* work, int32_t threads, int32_t instruction_set);
+
+// packed, 16 C N numbers of float32, or of bfloat16 where that is 1, from weights float32 [N][C][3][3]. With the latter
+// the products are of bfloat16.
+VQTOK_API int64_t vqtok_pack_conv3x3(const float* weights, int64_t C, int64_t N, int32_t bfloat16, void* packed,
+                                     int32_t threads);
+
+// 1 when both this build and this processor can do that.
+VQTOK_API int32_t vqtok_cpu_convolves(int32_t instruction_set, int32_t bfloat16);
+
 // Operations a second (a multiply-add counts two) of independent float32 multiply-adds on so many threads, measured for
 // so many seconds: what no kernel of this instruction set exceeds. 0 when the instruction set is missing.
 VQTOK_API double vqtok_fma_peak(int32_t threads, double seconds, int32_t instruction_set);

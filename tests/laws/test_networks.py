@@ -1,6 +1,8 @@
 """Laws of the encoders and decoders."""
 
+import copy
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -23,7 +25,8 @@ from vqtok.networks import (
     SmallDecoder,
     SmallEncoder,
 )
-from vqtok.networks.conv import Attention, Downsample, Normalize, ResidualBlock, Upsample
+from vqtok.networks.conv import Attention, Downsample, ResidualBlock, Upsample
+from vqtok.networks.conv3x3 import Conv3x3, Normalize
 from vqtok.networks.magvit2 import AdaptiveNorm, DepthToSpace
 from vqtok.networks.titok import PixelPatches
 from vqtok.presets import PRESETS
@@ -195,4 +198,96 @@ def test_normalisation_of_a_flat_image_survives_channels_last():
     grouped = x.double().reshape(1, 32, -1)
     mean, var = grouped.mean(-1, keepdim=True), grouped.var(-1, unbiased=False, keepdim=True)
     expected = ((grouped - mean) / (var + 1e-6).sqrt()).reshape(x.shape)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x).double(), expected, rtol=0, atol=2e-5)
     torch.testing.assert_close(norm(x).double(), expected, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["conv", "maskgit", "magvit2", "emu3"])
+@pytest.mark.parametrize("level", [-1.0, 0.0, 0.004, 1.0, None], ids=["black", "grey", "nearly grey", "white", "noise"])
+def test_without_gradients_networks_give_what_they_do_in_float64(name, level):
+    """Flat images are where statistics that subtract squares go wrong; 0.004 is one step of a byte."""
+    torch.manual_seed(5)
+    encoder, decoder, factor = PAIRS[name]
+    pixels = torch.randn(2, 3, 8 * factor, 6 * factor)
+    if level is not None:
+        pixels = torch.full_like(pixels, level)
+        pixels[..., 5, 7] += 0.004
+    latents = torch.randn(2, 4, 8, 6) if level is None else torch.full((2, 4, 8, 6), level)
+    for network, given in ((encoder().eval(), pixels), (decoder().eval(), latents)):
+        with torch.no_grad():
+            came, exact = network(given), copy.deepcopy(network).double()(given.double())
+        assert (came - exact).abs().max() <= 2e-5 * max(1, exact.abs().max())
+        torch.testing.assert_close(network(given), came, rtol=0, atol=4e-5 * max(1, exact.abs().max().item()))
+
+
+def test_without_gradients_an_image_has_the_same_latents_in_any_batch_and_with_any_threads():
+    encoder, images = ConvEncoder(**CONV).eval(), torch.randn(3, 3, 32, 48)
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        blocks = torch.nn.Sequential(*encoder.levels[0].blocks)
+        maps = torch.randn(3, 32, 20, 24)
+        together = blocks(maps)
+        try:
+            torch.set_num_threads(3)
+            assert torch.equal(blocks(maps), together)
+        finally:
+            torch.set_num_threads(before)
+        assert torch.equal(blocks(maps[1:2]), together[1:2])
+        torch.testing.assert_close(encoder(images)[1:2], encoder(images[1:2]))
+
+
+@pytest.mark.parametrize("name", ["conv", "maskgit", "magvit2", "emu3"])
+def test_without_code_for_the_processor_networks_are_torchs_own(name, monkeypatch):
+    """torch's convolutions round worse in channels_last, so maps are laid out for code that is there only."""
+    torch.manual_seed(5)
+    encoder, decoder, factor = PAIRS[name]
+    monkeypatch.setenv("VQTOK_CPU_ISA", "scalar")
+    for network, given in (
+        (encoder().eval(), torch.randn(1, 3, 4 * factor, 2 * factor)),
+        (decoder().eval(), torch.randn(1, 4, 4, 2)),
+    ):
+        with torch.no_grad():
+            came = network(given)
+        assert torch.equal(came, network(given))
+        assert came.is_contiguous()
+
+
+def test_packed_weights_follow_every_change_of_the_weights():
+    conv, other = Conv3x3(32, 32), Conv3x3(32, 32)
+    x = torch.randn(1, 32, 5, 6)
+
+    def agrees():
+        with torch.no_grad():
+            torch.testing.assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1), rtol=0, atol=1e-5)
+
+    agrees()
+    conv.weight.data = other.weight.data.clone()
+    agrees()
+    conv.load_state_dict(Conv3x3(32, 32).state_dict())
+    agrees()
+    conv.weight = nn.Parameter(torch.randn(32, 32, 3, 3) / 17)
+    agrees()
+    conv(x).sum().backward()
+    torch.optim.SGD(conv.parameters(), lr=1e-4).step()
+    agrees()
+    again = pickle.loads(pickle.dumps(conv))
+    with torch.no_grad():
+        assert torch.equal(again(x), conv(x))
+        again.weight.mul_(2)
+        assert not torch.equal(again(x), conv(x))
+    assert sum(x.numel() for x in conv.state_dict().values()) == 32 * 32 * 9 + 32
+
+
+def test_half_precision_multiplies_in_it_and_keeps_maps_in_it():
+    block, x = ResidualBlock(64, 128), torch.randn(1, 64, 12, 12)
+    with torch.no_grad():
+        exact = copy.deepcopy(block).double()(x.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            came = block(x)
+        assert came.dtype == torch.bfloat16
+        error = (came - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+        assert 2**-11 < error < 2**-6
+        wide = copy.deepcopy(block).double()
+        assert wide(x.double()).dtype == torch.float64
+        assert copy.deepcopy(block).bfloat16()(x.bfloat16()).dtype == torch.bfloat16

@@ -39,13 +39,8 @@ def shrunk(path: Path, photos: Path, folder: Path) -> dict:
     """Return a recipe of four steps with every part of the whole one: losses, discriminator, teacher, stages."""
     recipe = read_recipe(path).model_dump(mode="json", exclude_none=True)
     preset = recipe["model"]["preset"]
-    small = next((x for name, x in SMALL.items() if preset.startswith(name) and not preset.endswith("tiny")), {})
-    known = {
-        name: value
-        for name, value in small.items()
-        if f"'{name}':" in str(vqtok.presets.find_preset(preset).architecture.model_dump())
-    }
-    recipe["model"]["options"] |= known
+    small = next((x for name, x in SMALL.items() if preset.startswith(name)), {})
+    recipe["model"]["options"] |= {} if preset.endswith("-tiny") else small
     if recipe["model"].get("teacher"):
         vqtok.build(preset, **recipe["model"]["options"]).save(folder / "teacher")
         recipe["model"]["teacher"] = str(folder / "teacher")

@@ -220,6 +220,18 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(photos, tmp_path):
         torch.testing.assert_close(states[1][name], x, rtol=1e-4, atol=1e-5, msg=name)
 
 
+def test_what_is_frozen_stays_as_it_is_codebooks_too(photos, tmp_path):
+    recipe = mapping(photos)
+    start = vqtok.train(recipe, tmp_path / "start")
+    recipe["model"] = {"start": str(start)}
+    recipe["stages"] = [{"steps": 6, "images": 4, "size": 32, "frozen": ["encoder", "quantizer"]}]
+    tuned = vqtok.load(vqtok.train(recipe, tmp_path / "tuned"))
+    before, photo = vqtok.load(start), np.asarray(Image.open(photos / "0.png"))
+    assert np.array_equal(tuned.tokenize(photo).ids, before.tokenize(photo).ids)
+    for name, x in before.state_dict().items():
+        assert torch.equal(tuned.state_dict()[name], x) == (not name.startswith("decoder")), name
+
+
 def test_the_adaptive_weight_is_not_computed_before_the_discriminator_is_minded(photos, tmp_path, monkeypatch):
     from vqtok.training import adversary
 

@@ -20,6 +20,7 @@ from tests.parity.kinds import DTYPES, KINDS, SHAPES, gauss, lattice
 from vqtok.errors import BackendUnavailable, ConfigError, NonFiniteLatents
 from vqtok.ops import (
     PreparedCodebook,
+    PreparedConv3x3,
     code_statistics,
     half_squared_norms,
     native,
@@ -310,6 +311,11 @@ LAYOUTS = {
 }
 
 
+def _convolved(values):
+    prepared = PreparedConv3x3(gauss(32, 16, 3, 3, seed=3))
+    return values[:, :1].expand(2, 16, *values.shape[2:]), prepared.weight, prepared.packed
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("op", OPS)
 def test_torch_accepts_the_op(op, layout):
@@ -333,6 +339,10 @@ def test_torch_accepts_the_op(op, layout):
         "compact": (latents[0], codes[0] > 2),
         "pad": (latents[0, 0], torch.tensor([1, 0, 3]), -1),
         "spread": (latents[0, 0], torch.tensor([[True, False, True], [False, True, True]]), 0),
+        "group_norm": (latents, gauss(3, seed=3), None, 1, 1e-6),
+        "group_norm_silu": (latents, None, gauss(3, seed=3), 3, 1e-6),
+        "group_affine": (latents, gauss(3, seed=3), None, 1, 1e-6),
+        "conv3x3": (*_convolved(latents), gauss(32, seed=4), None, gauss(2, 32, 8, 10, seed=5), True),
     }
     opcheck(getattr(torch.ops.vqtok, op).default, inputs[op])
 

@@ -82,12 +82,17 @@ def read_tensor(name: str, entry: Entry) -> Tensor:
     if not entry.dtype.is_floating_point:
         raise IntegrityError(f"expected floating-point weights, but tensor {name!r} is {entry.dtype}")
     tensor = entry.read()
-    if not bool(torch.isfinite(tensor).all()):
-        raise IntegrityError(f"expected finite weights, but tensor {name!r} holds NaN or infinity: it is damaged")
     narrowed = tensor.to(torch.float32)
-    if entry.dtype is torch.float64 and not bool(torch.isfinite(narrowed).all()):
-        raise IntegrityError(f"expected weights that float32 can hold, but tensor {name!r} is beyond")
+    if not _finite(narrowed):
+        if _finite(tensor):
+            raise IntegrityError(f"expected weights that float32 can hold, but tensor {name!r} is beyond")
+        raise IntegrityError(f"expected finite weights, but tensor {name!r} holds NaN or infinity: it is damaged")
     return narrowed
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Tell whether all numbers are finite, in one pass: a tensor of answers takes fifteen times as long."""
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 # safetensors ---------------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": "Turn a run or a token file into other formats, or back; `convert model`: the same for models.",
     "inspect": "Say what is in a token file or a model folder; draw the tokens.",
     "train": "Train a tokenizer as a recipe says; stop and start it as you like.",
+    "eval": "Measure what tokens keep of many images: PSNR, SSIM, ST-LPIPS, KID, codes used; a page to look at.",
     "doctor": "Check this installation; with a run folder: how its training goes, and what helps.",
     "bench": "Time vqtok beside other libraries, after checking that they give the same answers.",
 }

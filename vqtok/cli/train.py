@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("train")
-@click.argument("recipe", metavar="RECIPE.toml")
+@click.argument("recipe", metavar="RECIPE")
 @click.option("-o", "--output", required=True, metavar="RUN/", help="Run folder; one of the same recipe is continued.")
 @click.option("--set", "changes", multiple=True, metavar="KEY.KEY=VALUE", help="Change the recipe; may be repeated.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
@@ -39,8 +39,10 @@ def command(
 ) -> None:
     """Train a tokenizer as RECIPE says, and put it into RUN/model with its log, pictures and checkpoints beside it.
 
+    RECIPE is a TOML file, or the name of one that comes with vqtok, such as vqgan-tiny.
+
     Killed at any moment, it goes on from the last checkpoint when it is run again, to the same weights. With torchrun
-    it uses several devices: torchrun --nproc-per-node 2 -m vqtok train RECIPE.toml -o RUN/
+    it uses several devices: torchrun --nproc-per-node 2 -m vqtok train RECIPE -o RUN/
     """
     # Torch's own log has warnings for whoever writes training loops; it is read when torch is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

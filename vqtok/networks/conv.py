@@ -9,20 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqtok.errors import ConfigError
-
-
-class Normalize(nn.GroupNorm):
-    """GroupNorm with eps 1e-6, of 32 groups unless said otherwise; the input is made contiguous.
-
-    torch's own kernel for ``channels_last`` on the CPU loses flat images to cancellation.
-    """
-
-    def __init__(self, channels: int, groups: int = 32) -> None:
-        super().__init__(groups, channels, eps=1e-6)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise [B, channels, h, w]."""
-        return super().forward(input.contiguous())
+from vqtok.networks.conv3x3 import Conv3x3, Normalize, laid_out
 
 
 class ResidualBlock(nn.Module):
@@ -31,16 +18,15 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, groups: int = 32) -> None:
         super().__init__()
         self.norm1 = Normalize(channels, groups)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, out_channels)
         self.norm2 = Normalize(out_channels, groups)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, channels, h, w] to [B, out_channels, h, w]."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.shortcut(x) + h
+        h = self.conv1.around(x, self.norm1)
+        return self.conv2.around(h, self.norm2, residual=self.shortcut(x))
 
 
 class Attention(nn.Module):
@@ -79,11 +65,11 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, h, w] to [B, C, 2h, 2w]."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv.around(x, doubled=True)
 
 
 class Level(nn.Module):
@@ -155,7 +141,7 @@ class ConvEncoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [channels * m for m in (stem, *multipliers)]
-        self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
+        self.conv_in = Conv3x3(in_channels, widths[0])
         self.levels = nn.ModuleList(
             Level(before, after, residual_blocks, i in attention_levels, groups)
             for i, (before, after) in enumerate(pairwise(widths))
@@ -163,16 +149,16 @@ class ConvEncoder(nn.Module):
         self.downsamples = nn.ModuleList(Downsample(width) for width in widths[1:-1])
         self.middle = middle_blocks(widths[-1], middle_attention, groups)
         self.norm_out = Normalize(widths[-1], groups)
-        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[-1], z_channels)
         self.to_latents = nn.Conv2d(z_channels, dim, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels [B, 3, H, W]; H and W are multiples of f."""
-        x = self.conv_in(pixels)
+        x = self.conv_in(laid_out(pixels))
         for level, downsample in zip(self.levels, (*self.downsamples, nn.Identity()), strict=True):
             x = downsample(level(x))
         x = self.middle(x)
-        return self.to_latents(self.conv_out(F.silu(self.norm_out(x))))
+        return self.to_latents(self.conv_out.around(x, self.norm_out))
 
 
 class ConvDecoder(nn.Module):
@@ -206,7 +192,7 @@ class ConvDecoder(nn.Module):
         widths = [channels * m for m in multipliers]
         widths.append(widths[-1])
         self.from_latents = nn.Conv2d(dim, z_channels, 1)
-        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
+        self.conv_in = Conv3x3(z_channels, widths[-1])
         self.middle = middle_blocks(widths[-1], middle_attention, groups)
         # Level i of the list is the publisher's level i: the finest comes first, and the forward runs from the last.
         self.levels = nn.ModuleList(
@@ -215,14 +201,14 @@ class ConvDecoder(nn.Module):
         )
         self.upsamples = nn.ModuleList((nn.Identity(), *(Upsample(width) for width in widths[1:-1])))
         self.norm_out = Normalize(widths[0], groups)
-        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[0], out_channels)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents [B, dim, h, w]."""
-        x = self.middle(self.conv_in(self.from_latents(latents)))
+        x = self.middle(self.conv_in(self.from_latents(laid_out(latents))))
         for level, upsample in zip(reversed(self.levels), reversed(self.upsamples), strict=True):
             x = upsample(level(x))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out.around(x, self.norm_out)
 
 
 class AbsentDecoder(nn.Module):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vqtok.errors import ConfigError
-from vqtok.networks.conv import Downsample, Normalize, Upsample
+from vqtok.networks.conv import Downsample, Upsample
+from vqtok.networks.conv3x3 import Conv3x3, Normalize, laid_out
 from vqtok.networks.transformer import attend
 
 Triple = tuple[int, int, int]
@@ -44,6 +45,10 @@ class SpatialNorm(nn.Module):
         scale, shift = (F.interpolate(f(vectors), size=x.shape[-2:]) for f in (self.scale, self.shift))
         return x * scale + shift
 
+    def silu(self, x: Tensor, vectors: Tensor | None) -> Tensor:
+        """Normalise, then SiLU."""
+        return self.norm.silu(x) if self.scale is None else F.silu(self(x, vectors))
+
 
 class Emu3Block(nn.Module):
     """Norm, SiLU, 3x3, twice, and the input added (through a 1x1 when the width changes)."""
@@ -51,16 +56,15 @@ class Emu3Block(nn.Module):
     def __init__(self, channels: int, out_channels: int, dim: int) -> None:
         super().__init__()
         self.norm1 = SpatialNorm(channels, dim)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, out_channels)
         self.norm2 = SpatialNorm(out_channels, dim)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, vectors: Tensor | None) -> Tensor:
         """Map [B, channels, h, w] to [B, out_channels, h, w]."""
-        h = self.conv1(F.silu(self.norm1(x, vectors)))
-        h = self.conv2(F.silu(self.norm2(h, vectors)))
-        return self.shortcut(x) + h
+        h = self.conv1(self.norm1.silu(x, vectors))
+        return self.conv2.around(self.norm2.silu(h, vectors), residual=self.shortcut(x))
 
 
 class Emu3Attention(nn.Module):
@@ -183,7 +187,7 @@ class Emu3Encoder(nn.Module):
         super().__init__()
         self.frames = frames
         widths = [channels, *(channels * m for m in multipliers)]
-        self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
+        self.conv_in = Conv3x3(3, channels)
         self.levels = nn.ModuleList(
             Emu3Level(before, after, residual_blocks, heads * (i in attention_levels), dim=0)
             for i, (before, after) in enumerate(pairwise(widths))
@@ -191,7 +195,7 @@ class Emu3Encoder(nn.Module):
         self.downsamples = nn.ModuleList(Downsample(width) for width in widths[1:-1])
         self.middle = _middle(widths[-1], heads, dim=0)
         self.norm_out = Normalize(widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[-1], z_channels)
         self.joins = nn.ModuleList(
             CausalConv(z_channels, z_channels, (4, 3, 3), stride=2) for _ in range(_steps(frames))
         )
@@ -200,12 +204,12 @@ class Emu3Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels [B, 3, H, W]; H and W are multiples of f."""
-        x = self.conv_in(pixels)
+        x = self.conv_in(laid_out(pixels))
         for level, downsample in zip(self.levels, (*self.downsamples, nn.Identity()), strict=True):
             x = downsample(level(x))
         for part in self.middle:
             x = part(x, None)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out.around(x, self.norm_out)
         x = x[:, :, None].expand(-1, -1, self.frames, -1, -1)
         for join in self.joins:
             x = F.silu(join(x))
@@ -246,7 +250,7 @@ class Emu3Decoder(nn.Module):
         self.from_latents = CausalConv(dim, z_channels, (3, 1, 1))
         self.over_frames = nn.ModuleList(FrameBlock(z_channels) for _ in range(residual_blocks))
         self.splits = nn.ModuleList(CausalConv(z_channels, z_channels, (3, 3, 3)) for _ in range(_steps(frames)))
-        self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
+        self.conv_in = Conv3x3(z_channels, widths[-1])
         self.middle = _middle(widths[-1], heads, dim)
         self.levels = nn.ModuleList(
             Emu3Level(before, after, residual_blocks + 1, heads * (i in attention_levels), dim)
@@ -254,7 +258,7 @@ class Emu3Decoder(nn.Module):
         )
         self.upsamples = nn.ModuleList((nn.Identity(), *(Upsample(width) for width in widths[1:-1])))
         self.norm_out = SpatialNorm(widths[0], dim)
-        self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
+        self.conv_out = Conv3x3(widths[0], 3)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents [B, dim, h, w]."""
@@ -265,12 +269,12 @@ class Emu3Decoder(nn.Module):
         for split in self.splits:
             both = F.silu(split(both.repeat_interleave(2, dim=2)))
         x, vectors = both[:, :, 0].unflatten(0, (2, -1)).unbind()  # chunk is none for tracers of any batch
-        x = self.conv_in(x)
+        x = self.conv_in(laid_out(x))
         for part in self.middle:
             x = part(x, vectors)
         for level, upsample in zip(reversed(self.levels), reversed(self.upsamples), strict=True):
             x = upsample(level(x, vectors))
-        return self.conv_out(F.silu(self.norm_out(x, vectors)))
+        return self.conv_out(self.norm_out.silu(x, vectors))
 
 
 def _middle(channels: int, heads: int, dim: int) -> nn.ModuleList:

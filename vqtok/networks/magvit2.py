@@ -11,7 +11,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtok.networks.conv import Normalize
+from vqtok.networks.conv3x3 import Conv3x3, Normalize, laid_out, on_a_cpu
+from vqtok.ops import group_norm
 
 
 class PlainBlock(nn.Module):
@@ -20,17 +21,16 @@ class PlainBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm1 = Normalize(channels)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+        self.conv1 = Conv3x3(channels, out_channels, bias=False)
         self.norm2 = Normalize(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = Conv3x3(out_channels, out_channels, bias=False)
         narrow = channels == out_channels
         self.shortcut = nn.Identity() if narrow else nn.Conv2d(channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, channels, h, w] to [B, out_channels, h, w]."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.shortcut(x) + h
+        h = self.conv1.around(x, self.norm1)
+        return self.conv2.around(h, self.norm2, residual=self.shortcut(x))
 
 
 class AdaptiveNorm(nn.Module):
@@ -49,7 +49,8 @@ class AdaptiveNorm(nn.Module):
         flat = latents.flatten(2)
         spread = (flat.var(dim=2, correction=min(1, flat.shape[2] - 1)) + 1e-6).sqrt()
         scale, shift = self.scale(spread), self.shift(flat.mean(dim=2))
-        return scale[..., None, None] * F.group_norm(x.contiguous(), 32, eps=1e-6) + shift[..., None, None]
+        normal = group_norm(x, 32) if on_a_cpu(x) else F.group_norm(x.contiguous(), 32, eps=1e-6)
+        return scale[..., None, None] * normal + shift[..., None, None]
 
 
 class DepthToSpace(nn.Module):
@@ -57,7 +58,7 @@ class DepthToSpace(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, 4 * channels, 3, padding=1)
+        self.conv = Conv3x3(channels, 4 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, h, w] to [B, C, 2h, 2w]; channel (2 i + j) C + c goes to row i and column j of channel c."""
@@ -89,7 +90,7 @@ class Magvit2Encoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [channels, *(channels * m for m in multipliers)]
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.conv_in = Conv3x3(in_channels, channels, bias=False)
         self.levels = nn.ModuleList(_blocks(*pair, residual_blocks) for pair in pairwise(widths))
         self.downsamples = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for width in widths[1:-1])
         self.middle = _blocks(widths[-1], widths[-1], residual_blocks)
@@ -98,10 +99,10 @@ class Magvit2Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels [B, 3, H, W]; H and W are multiples of f."""
-        x = self.conv_in(pixels)
+        x = self.conv_in(laid_out(pixels))
         for level, downsample in zip(self.levels, (*self.downsamples, nn.Identity()), strict=True):
             x = downsample(level(x))
-        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+        return self.conv_out(self.norm_out.silu(self.middle(x)))
 
 
 class Magvit2Decoder(nn.Module):
@@ -120,18 +121,18 @@ class Magvit2Decoder(nn.Module):
         super().__init__()
         widths = [channels * m for m in multipliers]
         widths.append(widths[-1])
-        self.conv_in = nn.Conv2d(dim, widths[-1], 3, padding=1)
+        self.conv_in = Conv3x3(dim, widths[-1])
         self.middle = _blocks(widths[-1], widths[-1], residual_blocks)
         self.adaptive = nn.ModuleList(AdaptiveNorm(before, dim) for before in widths[1:])
         self.levels = nn.ModuleList(_blocks(before, after, residual_blocks) for after, before in pairwise(widths))
         self.upsamples = nn.ModuleList((nn.Identity(), *(DepthToSpace(width) for width in widths[1:-1])))
         self.norm_out = Normalize(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[0], out_channels)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents [B, dim, h, w]."""
-        x = self.middle(self.conv_in(latents))
+        x = self.middle(self.conv_in(laid_out(latents)))
         scales = zip(self.adaptive, self.levels, self.upsamples, strict=True)
         for adaptive, level, upsample in reversed([*scales]):
             x = upsample(level(adaptive(x, latents)))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out.around(x, self.norm_out)

@@ -11,7 +11,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vqtok.networks.conv import Normalize, Upsample
+from vqtok.networks.conv import Upsample
+from vqtok.networks.conv3x3 import Conv3x3, Normalize, laid_out
 
 
 class MaskgitBlock(nn.Module):
@@ -23,16 +24,18 @@ class MaskgitBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm1 = Normalize(channels)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
+        self.conv1 = Conv3x3(channels, out_channels, bias=False)
         self.norm2 = Normalize(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.conv2 = Conv3x3(out_channels, out_channels, bias=False)
         self.shortcut = None if channels == out_channels else nn.Conv2d(out_channels, out_channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, channels, h, w] to [B, out_channels, h, w]."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return h + (x if self.shortcut is None else self.shortcut(h))
+        h = self.conv1.around(x, self.norm1)
+        if self.shortcut is None:
+            return self.conv2.around(h, self.norm2, residual=x)
+        h = self.conv2.around(h, self.norm2)
+        return h + self.shortcut(h)
 
 
 def _blocks(channels: int, out_channels: int, count: int) -> nn.Sequential:
@@ -59,7 +62,7 @@ class MaskgitEncoder(nn.Module):
     ) -> None:
         super().__init__()
         widths = [channels, *(channels * m for m in multipliers)]
-        self.conv_in = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+        self.conv_in = Conv3x3(in_channels, channels, bias=False)
         self.levels = nn.ModuleList(_blocks(*pair, residual_blocks) for pair in pairwise(widths))
         self.middle = _blocks(widths[-1], widths[-1], residual_blocks)
         self.norm_out = Normalize(widths[-1])
@@ -67,10 +70,10 @@ class MaskgitEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Encode pixels [B, 3, H, W]; H and W are multiples of f."""
-        x = self.conv_in(pixels)
+        x = self.conv_in(laid_out(pixels))
         for i, level in enumerate(self.levels):
             x = level(x if i == 0 else F.avg_pool2d(x, 2))
-        return self.conv_out(F.silu(self.norm_out(self.middle(x))))
+        return self.conv_out(self.norm_out.silu(self.middle(x)))
 
 
 class MaskgitDecoder(nn.Module):
@@ -89,16 +92,16 @@ class MaskgitDecoder(nn.Module):
         super().__init__()
         widths = [channels * m for m in multipliers]
         widths.append(widths[-1])
-        self.conv_in = nn.Conv2d(dim, widths[-1], 3, padding=1)
+        self.conv_in = Conv3x3(dim, widths[-1])
         self.middle = _blocks(widths[-1], widths[-1], residual_blocks)
         self.levels = nn.ModuleList(_blocks(before, after, residual_blocks) for after, before in pairwise(widths))
         self.upsamples = nn.ModuleList((nn.Identity(), *(Upsample(width) for width in widths[1:-1])))
         self.norm_out = Normalize(widths[0])
-        self.conv_out = nn.Conv2d(widths[0], out_channels, 3, padding=1)
+        self.conv_out = Conv3x3(widths[0], out_channels)
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents [B, dim, h, w]."""
-        x = self.middle(self.conv_in(latents))
+        x = self.middle(self.conv_in(laid_out(latents)))
         for level, upsample in zip(reversed(self.levels), reversed(self.upsamples), strict=True):
             x = upsample(level(x))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out.around(x, self.norm_out)

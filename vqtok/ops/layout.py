@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -21,3 +22,14 @@ def merged_axes(values: Tensor) -> tuple[list[int], list[int]]:
             sizes.insert(0, size)
             strides.insert(0, stride)
     return sizes, strides
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Return whether [B, C, h, w] lies in ``channels_last`` and not, as well, in plain order.
+
+    >>> import torch
+    >>> x = torch.zeros(2, 5, 3, 4)
+    >>> is_channels_last(x), is_channels_last(x.contiguous(memory_format=torch.channels_last))
+    (False, True)
+    """
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

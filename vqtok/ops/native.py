@@ -26,6 +26,7 @@ _POINTER, _SIZE, _SMALL = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
 _NUMBERS = {
     "cpu_has": ((_SMALL,), _SMALL),
     "cpu_screens": ((_SMALL,), _SMALL),
+    "cpu_convolves": ((_SMALL, _SMALL), _SMALL),
     "packed_bytes": ((_SIZE, _SIZE, _SMALL), _SIZE),
     "fma_peak": ((_SMALL, ctypes.c_double, _SMALL), ctypes.c_double),
 }
@@ -44,6 +45,9 @@ _CALLS = {
     "ema_update": (_POINTER, _SMALL),
     "finite_scalar": (_POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _SMALL),
     "compact": (_POINTER, _POINTER, _POINTER, _POINTER, _SMALL),
+    "conv3x3": (_POINTER, _SMALL, _SMALL),
+    "pack_conv3x3": (_POINTER, _SIZE, _SIZE, _SMALL, _POINTER, _SMALL),
+    "group_norm": (_POINTER, _SMALL, _SMALL),
     "spread": (_POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _SMALL),
 }
 """What `call` can run: functions that answer with an outcome."""

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 from vqtok.ops.arithmetic import fused_multiply_add, normalize_codebook
 from vqtok.ops.checks import finite_blocks
+from vqtok.ops.layout import is_channels_last
 from vqtok.ops.levels import level_bound, level_thresholds
 
 _BLOCK_SCORES = 1 << 18
@@ -323,6 +325,82 @@ def spread(values: Tensor, mask: Tensor, fill: float) -> Tensor:
     return rows
 
 
+def group_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    """Return (x - mean) / sqrt(variance + eps) * weight + bias by group and image: in float64, rounded once.
+
+    Args:
+        x: [B, C, ...], any floating dtype.
+        weight: [C] or none.
+        bias: [C] or none.
+        groups: a divisor of C.
+        eps: what is added to the biased variance.
+
+    Returns:
+        [B, C, ...] of x's dtype, channels_last where x is and else contiguous.
+    """
+    return _stored_as(_normal(x, weight, bias, groups, eps), x)
+
+
+def group_norm_silu(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    """Return y / (1 + e^-y) of the y that `group_norm` has before it rounds."""
+    y = _normal(x, weight, bias, groups, eps)
+    return _stored_as(y / (1 + (-y).exp()), x)
+
+
+def group_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    """Return what GroupNorm does to each channel, (x - centre) scale + shift, as centre, scale and shift.
+
+    The centre is the float32 nearest to the group's mean, and what it lacks of the mean is in the shift.
+
+    Returns:
+        float32 [B, 3, C].
+    """
+    count, channels = x.shape[:2]
+    grouped = x.double().reshape(count, groups, -1)
+    mean = grouped.mean(dim=2)
+    spread = ((grouped - mean[..., None]).square().mean(dim=2) + eps).sqrt()
+    mean, spread = (t.repeat_interleave(channels // groups, dim=1) for t in (mean, spread))
+    scale = (1 if weight is None else weight.double()) / spread
+    centre = mean.float()
+    shift = (0 if bias is None else bias.double()) - (mean - centre) * scale
+    return torch.stack((centre, scale.float(), shift.float()), dim=1)
+
+
+def conv3x3(
+    x: Tensor,
+    weight: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    affine: Tensor | None,
+    residual: Tensor | None,
+    doubled: bool,
+) -> Tensor:
+    """Return weight * f(x) + bias + residual, with a border of one zero: in float64, rounded once.
+
+    Args:
+        x: [B, C, h, w], any floating dtype.
+        weight: [N, C, 3, 3].
+        packed: not read.
+        bias: [N] or none.
+        affine: float32 [B, 3, C]: f is then y / (1 + e^-y) of y = (x - centre) scale + shift.
+        residual: of the result's shape, or none.
+        doubled: f repeats each value twice each way.
+
+    Returns:
+        [B, N, h, w], or twice as high and wide, of x's dtype, in channels_last.
+    """
+    values = x.double()
+    if affine is not None:
+        centre, scale, shift = affine.double()[..., None, None].unbind(1)
+        normal = (values - centre) * scale + shift
+        values = normal / (1 + (-normal).exp())
+    if doubled:
+        values = values.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    y = conv2d(values, weight.double(), None if bias is None else bias.double(), padding=1)
+    y = y if residual is None else y + residual.double()
+    return y.to(x.dtype).contiguous(memory_format=torch.channels_last)
+
+
 def difference(vectors: Tensor, latents: Tensor) -> Tensor:
     """Return ``vectors - latents`` in at least float32."""
     dtype = common_dtype(vectors, latents)
@@ -332,6 +410,19 @@ def difference(vectors: Tensor, latents: Tensor) -> Tensor:
 def common_dtype(a: Tensor, b: Tensor) -> torch.dtype:
     """Return the dtype that holds both, float32 at least."""
     return torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+
+
+def _normal(x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float) -> Tensor:
+    grouped = x.double().reshape(x.shape[0], groups, -1)
+    off = grouped - grouped.mean(dim=2, keepdim=True)
+    normal = (off / (off.square().mean(dim=2, keepdim=True) + eps).sqrt()).reshape(x.shape)
+    each = (-1, *(1,) * (x.dim() - 2))
+    normal = normal if weight is None else normal * weight.double().reshape(each)
+    return normal if bias is None else normal + bias.double().reshape(each)
+
+
+def _stored_as(y: Tensor, x: Tensor) -> Tensor:
+    return y.to(x.dtype, memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

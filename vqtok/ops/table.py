@@ -160,6 +160,44 @@ PAD = _ragged_op("pad")
 SPREAD = _ragged_op("spread")
 """Called with values [T, ...], mask bool [B, N] and a fill; returns [B, N, ...]: the gradient of compact."""
 
+
+def _normalization(name: str) -> Op:
+    """Return an op of csrc/cpu and torch; on GPUs torch's own is what `vqtok.ops.normalization` calls."""
+    native = Backend(
+        "cpu",
+        f"vqtok.ops.native_normalization:{name}",
+        _CPU,
+        frozenset({torch.float32, torch.bfloat16}),
+        probe="vqtok.ops.native:reason_against",
+    )
+    return Op(name, (native, Backend("reference", f"vqtok.ops.reference:{name}")))
+
+
+GROUP_NORM = _normalization("group_norm")
+"""Called with values [B, C, ...], weight and bias [C] or none, groups and eps; returns [B, C, ...]."""
+
+GROUP_NORM_SILU = _normalization("group_norm_silu")
+"""As `GROUP_NORM`."""
+
+GROUP_AFFINE = _normalization("group_affine")
+"""As `GROUP_NORM`; returns float32 [B, 3, C]."""
+
+CONV3X3 = Op(
+    "conv3x3",
+    (
+        Backend(
+            "cpu",
+            "vqtok.ops.native_convolution:conv3x3",
+            _CPU,
+            frozenset({torch.float32, torch.bfloat16}),
+            probe="vqtok.ops.native_convolution:reason_against",
+        ),
+        Backend("reference", "vqtok.ops.reference:conv3x3"),
+    ),
+)
+"""Called with values [B, C, h, w], weights [N, C, 3, 3], these packed, bias, affine and residual or none, and whether
+the values are doubled; returns [B, N, h, w]."""
+
 OPS = {
     op.name: op
     for op in (
@@ -180,5 +218,9 @@ OPS = {
         COMPACT,
         PAD,
         SPREAD,
+        GROUP_NORM,
+        GROUP_NORM_SILU,
+        GROUP_AFFINE,
+        CONV3X3,
     )
 }

@@ -335,9 +335,8 @@ def perceptual_loss(recipe: Recipe) -> nn.Module | None:
     if "perceptual" not in recipe.losses:
         return None
     from vqtok.adapters.perceptual_networks import perceptual_network
-    from vqtok.losses import PerceptualLoss
 
-    return PerceptualLoss(perceptual_network(recipe.perceptual.network, recipe.perceptual.weights or None))
+    return perceptual_network(recipe.perceptual.network, recipe.perceptual.weights or None).loss()
 
 
 def reconstruct(tokenizer: ImageTokenizer, photos: Sequence[images.RGB]) -> tuple[Tokens, list[images.RGB]]:

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -265,7 +266,7 @@ def read_recipe(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Re
     """Read a recipe from a TOML file.
 
     Args:
-        path: the file.
+        path: the file, or the name of a recipe that comes with vqtok: those of examples/recipes.
         changes: ``"a.b=value"``, set after reading: values as in TOML, or else strings; ``stages.0.steps`` counts
             stages from 0.
 
@@ -273,10 +274,14 @@ def read_recipe(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Re
         InputError: the file is missing or cannot be read.
         ConfigError: it is not TOML, or not a recipe.
     """
+    shipped = shipped_recipes()
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = (Path(path) if os.path.lexists(path) else shipped.get(os.fspath(path), Path(path))).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{os.fspath(path)!r}: expected a recipe in TOML, cannot read it: {error}") from None
+        near = difflib.get_close_matches(Path(path).stem, shipped, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"recipes: {', '.join(shipped)}"
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise InputError(f"{os.fspath(path)!r}: expected a recipe in TOML, cannot read it ({reason}); {hint}") from None
     try:
         recipe = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -307,6 +312,17 @@ def _sections(annotation: Any) -> list[type[Section]]:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     return [] if get_origin(annotation) is dict else [x for arg in get_args(annotation) for x in _sections(arg)]
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with vqtok, by name.
+
+    >>> "vqvae-tiny" in shipped_recipes()
+    True
+    """
+    package = find_spec("vqtok.recipes")
+    folders = package.submodule_search_locations or [] if package else []
+    return {path.stem: path for folder in folders for path in sorted(Path(folder).glob("*.toml"))}
 
 
 def set_key(recipe: dict[str, Any], change: str) -> None:

@@ -154,6 +154,8 @@ class TrainingState:
         torch.manual_seed(np.random.SeedSequence((recipe.seed, step, self.fabric.global_rank)).generate_state(1)[0])
         self._schedule()
         self.tokenizer.train()
+        for name in stage.frozen:  # an average of latents learns without gradients
+            self.tokenizer.get_submodule(name).eval()
         pixels = self.to_pixels(batch)
         parts = pixels.chunk(recipe.optimizer.accumulate)
         made: list[Passed] = []
