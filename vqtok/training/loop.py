@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 import time
@@ -215,15 +216,19 @@ class Run:
         if self.fabric.is_global_zero:
             photos = [images.to_rgb(photo, tokenizer.spec) for photo in self.data.validation]
             tokens, back = reconstruct(tokenizer, photos)
-            found = float(np.mean([psnr(a, b) for a, b in zip(photos, back, strict=True)]))
-            usage = len(np.unique(tokens.ids)) / tokens.vocab_size
-            best = found > state.best or self.recipe.best == "last"
+            row: dict[str, Any] = {"event": "validate", "step": state.step}
+            if back:
+                row["psnr"] = float(np.mean([psnr(a, b) for a, b in zip(photos, back, strict=True)]))
+            found = row.get("psnr", -math.inf)
+            best = found > state.best or self.recipe.best == "last" or not back
+            row |= {"usage": len(np.unique(tokens.ids)) / tokens.vocab_size, "best": best}
             if best:
                 state.best, state.best_step = found, state.step
                 tokenizer.save(self.folder.model, overwrite=True)
-            picture = validation_picture(photos, back, [*tokens], self.folder.pictures / f"{state.step:08d}.png")
-            self.board.picture(state.step, picture)
-            self.note({"event": "validate", "step": state.step, "psnr": found, "usage": usage, "best": best}, progress)
+            if back:
+                picture = validation_picture(photos, back, [*tokens], self.folder.pictures / f"{state.step:08d}.png")
+                self.board.picture(state.step, picture)
+            self.note(row, progress)
             draw_growth(self.folder.path)
             draw_curves(self.folder.path, self.log.rows())
         self.fabric.barrier()
@@ -340,8 +345,10 @@ def perceptual_loss(recipe: Recipe) -> nn.Module | None:
 
 
 def reconstruct(tokenizer: ImageTokenizer, photos: Sequence[images.RGB]) -> tuple[Tokens, list[images.RGB]]:
-    """Return the tokens of photographs, and what these give back."""
+    """Return the tokens of photographs, and what these give back: nothing where a model decodes to features only."""
     tokens = tokenizer.tokenize(photos)
+    if isinstance(tokenizer, DynamicTokenizer) and tokenizer.pixel_decoder is None:
+        return tokens, []
     return tokens, [np.asarray(image) for image in tokenizer.detokenize(tokens)]
 
 

@@ -57,14 +57,13 @@ def launch(recipe: Recipe, device: str = "auto", strategy: Strategy = "ddp") -> 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Keep Lightning from telling what it was told to do."""
-    log = logging.getLogger("lightning.fabric")
-    before = log.level
-    log.setLevel(logging.ERROR)
+    """Keep Lightning from telling what it was told to do; it logs by several names."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
     try:
         yield
     finally:
-        log.setLevel(before)
+        logging.disable(before)
 
 
 def any_process(fabric: Fabric, here: bool) -> bool:
