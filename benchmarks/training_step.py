@@ -26,6 +26,7 @@ from vqtok.losses import Objective, l1, l2
 from vqtok.quantizers import EmaQuantizer
 from vqtok.training.loop import launch, start_tokenizer
 from vqtok.training.recipe import Recipe, read_recipe
+from vqtok.training.schedules import value_at
 from vqtok.training.state import TrainingState
 
 RECIPES = Path(__file__).parents[1] / "examples/recipes"
@@ -55,7 +56,7 @@ class Rival(nn.Module):
             eps=ours.epsilon,
             commitment_weight=1.0,
             threshold_ema_dead_code=0,
-            rotation_trick=False,
+            rotation_trick=ours.gradient == "rotation",
         )
         for name in ("embed", "embed_avg"):
             getattr(self.quantizer._codebook, name).copy_(ours.codebook)
@@ -95,10 +96,8 @@ def bare_step(
 ) -> Call:
     """Prepare forward, backward and the optimizer's step and nothing else; of ours, or of a rival's model."""
     tokenizer = make(recipe)
-    model, objective = (
-        (wrap(tokenizer) if wrap else tokenizer),
-        Objective({k: float(v) for k, v in recipe.losses.items()}),
-    )  # type: ignore[arg-type]
+    model = wrap(tokenizer) if wrap else tokenizer
+    objective = Objective({name: value_at(weight, recipe.steps) for name, weight in recipe.losses.items()})
     pixels = TrainingState(make(recipe), recipe, None, launch(recipe, "cpu")).to_pixels(crops)
     section = recipe.optimizer
     optimizer = torch.optim.AdamW(
