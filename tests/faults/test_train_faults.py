@@ -337,6 +337,7 @@ def test_every_flipped_bit_of_a_checkpoint_is_found(tmp_path):
             checkpoints.read_last()
 
 
+@pytest.mark.timeout(300)
 def test_two_trainings_in_one_folder_are_one_too_many(train, tmp_path, whole, monkeypatch):
     asked = []
     with monkeypatch.context() as patch:
@@ -350,7 +351,7 @@ def test_two_trainings_in_one_folder_are_one_too_many(train, tmp_path, whole, mo
 
 def other(folder: Path, option: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "vqtok", "train", "recipe.toml", "-o", "run", option]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=250, check=False)
 
 
 def test_a_lock_whose_file_was_removed_by_its_holder_is_no_lock(tmp_path):
@@ -393,6 +394,7 @@ def test_a_model_with_nan_in_it_is_no_start(photos, tmp_path, train):
 # Two processes --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(300)
 def test_torchrun_prints_what_one_process_prints(train, tmp_path):
     command = [
         sys.executable,
@@ -405,7 +407,7 @@ def test_torchrun_prints_what_one_process_prints(train, tmp_path):
     ]
     command += ["-m", "vqtok", "train", "recipe.toml", "-o", "run", "--device", "cpu", "--json"]
     command += ["--set", "log_every=12", "--set", "precision=bfloat16"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=250, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["steps"] == 12
 
@@ -416,6 +418,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("dies", [0, 1])
 def test_a_process_whose_neighbour_dies_ends_too(dies, train, tmp_path):
     port, ranks = free_port(), []
