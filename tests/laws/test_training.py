@@ -130,11 +130,11 @@ def _train(recipe: dict, run: Path, strategy: loops.Strategy = "ddp") -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_twenty_kills_at_random_moments_change_no_bit(photos, tmp_path):
-    recipe = mapping(photos, stages__1__steps=57, **ADVERSARIAL)
+    recipe = mapping(photos, stages__1__steps=27, validate_every=6, **ADVERSARIAL)
     _train(recipe, tmp_path / "whole")
-    seconds = rows_with_time(tmp_path / "whole")[-1]["seconds"]
+    seconds = max(row.get("seconds", 0) for row in rows_with_time(tmp_path / "whole"))
     rng = np.random.default_rng(0)
     for trial in range(20):
         run = tmp_path / f"run{trial}"

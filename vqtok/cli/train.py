@@ -10,7 +10,7 @@ import click
 from vqtok.cli import options
 
 if TYPE_CHECKING:
-    from vqtok.training.loop import Strategy
+    from vqtok.training.processes import Strategy
     from vqtok.training.recipe import Recipe
 
 
@@ -44,45 +44,42 @@ def command(
     Killed at any moment, it goes on from the last checkpoint when it is run again, to the same weights. With torchrun
     it uses several devices: torchrun --nproc-per-node 2 -m vqtok train RECIPE -o RUN/
     """
+    # Torch's own log has warnings for whoever writes training loops; it is read when torch is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from vqtok.errors import ConfigError
+    from vqtok.training.folder import RunFolder
     from vqtok.training.recipe import read_recipe
 
     if overwrite and resume:
         raise ConfigError("expected one of --overwrite and --resume, got both")
-    chosen = read_recipe(recipe, changes)
-
-    from vqtok.training.folder import RunFolder
-
-    folder = RunFolder(output)
+    chosen, folder = read_recipe(recipe, changes), RunFolder(output)
     if resume:
         folder.check_begun()
     if dry_run:
-        options.print_json(_plan(chosen))
+        folder.check(chosen, overwrite=overwrite)
+        options.print_json(_plan(chosen, device))
         return
-    if overwrite:
-        folder.clear()
 
     from vqtok.training.loop import train
 
-    model = train(chosen, output, device=device, strategy=strategy)
+    model = train(chosen, output, device=device, strategy=strategy, overwrite=overwrite)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the first process speaks for all
     if as_json:
         options.print_json({"run": os.fspath(output), "model": os.fspath(model), "steps": chosen.steps})
     else:
         options.say(f"{os.fspath(model)}: trained for {chosen.steps:,} steps")
 
 
-def _plan(recipe: Recipe) -> dict[str, object]:
+def _plan(recipe: Recipe, device: str) -> dict[str, object]:
     """Return what would be trained, on what."""
-    from pathlib import Path
+    from vqtok.training.loop import launch, prepare
 
-    from vqtok.training.data import TrainingData
-    from vqtok.training.loop import start_tokenizer
-
-    data, tokenizer = TrainingData(recipe.data, recipe.seed, Path()), start_tokenizer(recipe)
+    data, state = prepare(recipe, launch(recipe, device))
     return {
         "recipe": recipe.model_dump(mode="json"),
         "steps": recipe.steps,
-        "parameters": sum(x.numel() for x in tokenizer.parameters()),
+        "parameters": sum(x.numel() for x in state.tokenizer.parameters()),
         "images": data.count,
         "validation_images": len(data.validation),
     }

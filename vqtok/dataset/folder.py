@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -24,6 +23,7 @@ from vqtok.dataset.items import Item, parse_item
 from vqtok.errors import InputError, IntegrityError, OutputError, ReproducibilityError, VqtokError, escape
 from vqtok.store import read_token_file, remove_stale_temporaries, token_codec
 from vqtok.store.commit import Data, Verify, as_buffers, commit, compare, output_errors
+from vqtok.store.lock import locked
 from vqtok.types import Tokens
 
 MANIFEST, INDEX, LOCK = "manifest.json", "index.json", "LOCK"
@@ -159,35 +159,13 @@ class RunFolder:
         name = LOCK if world_size == 1 else f"{LOCK}.{rank}"
         with output_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            self._lock(descriptor)
+        with locked(self.path / name):
             for folder in FOLDERS:
                 with output_errors(self.path / folder):
                     (self.path / folder).mkdir(exist_ok=True)
                 remove_stale_temporaries(self.path / folder)
             remove_stale_temporaries(self.path)
             yield
-        finally:
-            os.close(descriptor)
-
-    def _lock(self, descriptor: int) -> None:
-        try:
-            import fcntl
-        except ImportError:
-            return
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                return  # a file system that knows no locks
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip() or "another process"
-            raise OutputError(
-                f"{str(self.path)!r}: expected a run folder that nobody writes to, but {holder} does: wait for it"
-            ) from None
-        with suppress(OSError, AttributeError):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
 
     def commit_manifest(self, manifest: Manifest, *, overwrite: bool = False) -> None:
         """Write the manifest, after the plan."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -11,10 +12,11 @@ from typing import Any
 import torch
 
 from vqtok.errors import IntegrityError
+from vqtok.store.commit import output_errors
 from vqtok.store.commit_folder import commit_folder
 from vqtok.store.temporary import remove_stale_temporaries
 
-STATE = "state.pt"
+STATE, SHA256 = "state.pt", "state.sha256"
 
 
 class Checkpoints:
@@ -44,14 +46,18 @@ class Checkpoints:
         Raises:
             OutputError: the disk refused; older checkpoints are intact.
         """
-        os.makedirs(self.folder, exist_ok=True)
+        with output_errors(self.folder):
+            os.makedirs(self.folder, exist_ok=True)
         remove_stale_temporaries(self.folder)
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        commit_folder(self.folder / f"{step:08d}", {STATE: buffer.getbuffer()}, overwrite=True)
+        data = buffer.getbuffer()
+        digest = hashlib.sha256(data).hexdigest()
+        commit_folder(self.folder / f"{step:08d}", {STATE: data, SHA256: digest.encode()}, overwrite=True)
         for old in self.steps()[:-2]:
             if old != best:
-                shutil.rmtree(self.folder / f"{old:08d}")
+                with output_errors(self.folder):
+                    shutil.rmtree(self.folder / f"{old:08d}")
 
     def read_last(self) -> dict[str, Any] | None:
         """Return the newest state, or None when there is none. Nothing in it is executed.
@@ -62,11 +68,23 @@ class Checkpoints:
         steps = self.steps()
         if not steps:
             return None
-        path = self.folder / f"{steps[-1]:08d}" / STATE
+        folder = self.folder / f"{steps[-1]:08d}"
         try:
-            return torch.load(path, weights_only=True, map_location="cpu")
+            _check(folder)
+            return torch.load(folder / STATE, weights_only=True, map_location="cpu")
         except Exception as error:
+            before = "go on from the one before" if steps[:-1] else "begin again"
             raise IntegrityError(
-                f"{os.fspath(path)!r}: expected a checkpoint, cannot read it ({str(error).splitlines()[0]}): remove "
-                "its folder to go on from the one before"
+                f"{os.fspath(folder)!r}: expected a checkpoint, but it is damaged ({str(error).splitlines()[0]}): "
+                f"remove that folder to {before}"
             ) from None
+
+
+def _check(folder: Path) -> None:
+    """Raise IntegrityError unless the file is as it was written: torch reads over a bit that has flipped."""
+    digest = hashlib.sha256()
+    with open(folder / STATE, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    if digest.hexdigest() != (folder / SHA256).read_text():
+        raise IntegrityError("its sha256 differs")

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from vqtok.errors import InputError, MismatchError, OutputError
 from vqtok.store.commit import commit, output_errors
+from vqtok.store.lock import locked
+from vqtok.store.temporary import remove_stale_temporaries
 from vqtok.training.log import NAME as METRICS
 from vqtok.training.recipe import Recipe, read_recipe, recipe_text
+
+LOCK = "LOCK"
 
 
 class RunFolder:
@@ -42,43 +48,84 @@ class RunFolder:
         if not self.recipe.exists():
             raise InputError(f"{str(self.path)!r}: expected a training to go on with, found none: leave out --resume")
 
-    def claim(self, recipe: Recipe) -> None:
-        """Make the folder, or check that it is of the same recipe.
+    def check(self, recipe: Recipe, *, overwrite: bool = False) -> None:
+        """Refuse what `claim` would refuse, before any work is done; nothing is written.
 
         Raises:
             MismatchError: of another recipe; the message names what differs.
-            OutputError: it holds something else, or cannot be made.
-        """
-        if self.recipe.exists():
-            before = read_recipe(self.recipe)
-            if differing := differences(before.model_dump(mode="json"), recipe.model_dump(mode="json")):
-                raise MismatchError(
-                    f"{str(self.path)!r}: expected the recipe that this training began with, got another: "
-                    f"{'; '.join(differing[:5])}. Choose another folder, or --overwrite"
-                )
-            return
-        with output_errors(self.path):
-            os.makedirs(self.path, exist_ok=True)
-            self._refuse_others()
-        commit(self.recipe, recipe_text(recipe).encode())
-
-    def clear(self) -> None:
-        """Forget the training that is here; nothing but its own files is removed.
-
-        Raises:
-            OutputError: the folder holds something else.
+            OutputError: it holds something else.
         """
         if not self.path.exists():
             return
         with output_errors(self.path):
             self._refuse_others()
+        if overwrite:
+            return
+        if not self.recipe.exists():
+            if self.checkpoints.exists():
+                raise MismatchError(
+                    f"{str(self.path)!r}: expected recipe.toml beside checkpoints, found none: put it back, choose "
+                    "another folder, or --overwrite"
+                )
+            return
+        before = read_recipe(self.recipe)
+        if differing := differences(before.model_dump(mode="json"), recipe.model_dump(mode="json")):
+            raise MismatchError(
+                f"{str(self.path)!r}: expected the recipe that this training began with, got another: "
+                f"{'; '.join(differing[:5])}. Choose another folder, or --overwrite"
+            )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for this process; a new one in which nothing came to be goes again.
+
+        Raises:
+            OutputError: another process trains here, or the folder cannot be made.
+        """
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        lock = self.path / LOCK
+        try:
+            with output_errors(self.path):
+                os.makedirs(self.path, exist_ok=True)
+            with locked(lock):
+                remove_stale_temporaries(self.path)
+                try:
+                    yield
+                finally:
+                    lock.unlink(missing_ok=True)
+        finally:
+            for folder in made:
+                with suppress(OSError):  # it has something in it by now
+                    folder.rmdir()
+
+    def claim(self, recipe: Recipe, *, overwrite: bool = False) -> None:
+        """Make this the folder of a recipe that `check` has let through.
+
+        Raises:
+            OutputError: the disk refused.
+        """
+        if overwrite:
+            self.clear()
+        if not self.recipe.exists():
+            commit(self.recipe, recipe_text(recipe).encode())
+
+    def clear(self) -> None:
+        """Forget the training that is here; nothing but its own files is removed, and the recipe last.
+
+        Raises:
+            OutputError: the folder holds something else, or the operating system refused.
+        """
+        with output_errors(self.path):
+            self._refuse_others()
             for folder in (self.checkpoints, self.pictures, self.board, self.model):
-                shutil.rmtree(folder, ignore_errors=True)
+                if folder.exists():
+                    shutil.rmtree(folder)
             for file in (self.path / METRICS, self.recipe):
                 file.unlink(missing_ok=True)
 
     def _refuse_others(self) -> None:
-        ours = {x.name for x in (self.recipe, self.model, self.checkpoints, self.pictures, self.board)} | {METRICS}
+        paths = (self.recipe, self.model, self.checkpoints, self.pictures, self.board)
+        ours = {METRICS, LOCK, *(path.name for path in paths)}
         others = sorted(name for name in os.listdir(self.path) if name not in ours and not name.endswith(".tmp"))
         if others:
             raise OutputError(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,21 +20,22 @@ from torch import nn
 
 from vqtok import images
 from vqtok.dynamic import DynamicTokenizer
-from vqtok.errors import ConfigError, MismatchError, ResourceError
+from vqtok.errors import ConfigError, InputError, MismatchError
 from vqtok.evaluation.metrics import psnr
 from vqtok.image_tokenizer import ImageTokenizer
 from vqtok.loading import build, load
 from vqtok.quantizers import EmaQuantizer
 from vqtok.training.alarms import Watch
 from vqtok.training.checkpoints import Checkpoints
+from vqtok.training.checks import check_memory, diverged, not_finite
 from vqtok.training.curves import draw_curves
 from vqtok.training.data import BatchShape, TrainingData
 from vqtok.training.folder import RunFolder
 from vqtok.training.log import Log
 from vqtok.training.pictures import draw_growth, validation_picture
+from vqtok.training.processes import Strategy, any_process, launch, losses_named
 from vqtok.training.progress import Progress
 from vqtok.training.recipe import Recipe, read_recipe
-from vqtok.training.sharding import shard
 from vqtok.training.state import TrainingState
 from vqtok.training.tensorboard import Board
 from vqtok.types import Tokens
@@ -41,8 +43,8 @@ from vqtok.types import Tokens
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-Strategy: TypeAlias = Literal["ddp", "fsdp"]
-_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+_SAMPLE = 8  # images that are cut for a trial
+_PATIENCE = 1.0  # seconds: torchrun passes on what a terminal has sent to all processes already
 
 
 def train(
@@ -52,6 +54,7 @@ def train(
     changes: Sequence[str] = (),
     device: str = "auto",
     strategy: Strategy = "ddp",
+    overwrite: bool = False,
 ) -> Path:
     """Train a tokenizer, or go on with a training that was stopped: at any moment, to the same weights.
 
@@ -64,83 +67,57 @@ def train(
         device: ``auto``, ``cpu`` or ``cuda``.
         strategy: what several processes do with the weights: ``ddp`` has all of them everywhere, ``fsdp`` a piece of
             each, with its moments (FSDP2).
+        overwrite: forget the training that is in the run folder, once nothing else stands against the new one.
 
     Returns:
         The model folder with the averaged weights that were best on the validation images.
 
     Raises:
         ConfigError: a recipe that is refused, or a training that diverged.
-        InputError: no images.
+        InputError: no images, or a model to start from that cannot be used.
+        IntegrityError: the last checkpoint is damaged.
         MismatchError: the run folder is of another recipe.
-        OutputError: the disk refused; the last checkpoint is intact.
+        OutputError: the disk refused, and the last checkpoint is intact; or another process trains there.
+        ResourceError: too little memory, a library or device that is not there, a process that was lost.
         TooManyFailures: more images were refused than the recipe allows.
     """
     if isinstance(recipe, str | os.PathLike):
         recipe = read_recipe(recipe, changes)
     elif not isinstance(recipe, Recipe):
         recipe = Recipe.from_mapping(recipe)
-    folder = RunFolder(output)
-    Run(folder, recipe, launch(recipe, device, strategy)).work()
+    folder, fabric = RunFolder(output), launch(recipe, device, strategy)
+    with losses_named(fabric), folder.held() if fabric.is_global_zero else nullcontext():
+        Run(folder, recipe, fabric, overwrite=overwrite).work()
     return folder.model
 
 
-def launch(recipe: Recipe, device: str = "auto", strategy: Strategy = "ddp") -> Fabric:
-    """Return the Fabric of this process, or of this one among torchrun's.
-
-    Raises:
-        ResourceError: Lightning is not installed.
-    """
-    try:
-        from lightning.fabric import Fabric
-        from lightning.fabric.strategies.ddp import DDPStrategy
-        from lightning.fabric.strategies.model_parallel import ModelParallelStrategy
-    except ImportError:
-        raise ResourceError("expected Lightning for training: pip install 'vqtok[train]'") from None
-    world, local = (int(os.environ.get(name, 1)) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
-    # DDP must know whether some weights get no gradient at a step, as those of frozen parts.
-    idle = any(stage.teacher or stage.frozen or not stage.quantize for stage in recipe.stages)
-    several = {
-        "ddp": lambda: DDPStrategy(find_unused_parameters=idle),
-        "fsdp": lambda: ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1),
-    }
-    fabric = Fabric(
-        accelerator="auto" if device == "auto" else device,
-        devices=local,
-        num_nodes=max(1, world // local),
-        strategy=several[strategy]() if world > 1 else "auto",
-        precision=_PRECISIONS[recipe.precision],  # pyright: ignore[reportArgumentType]
-    )
-    fabric.launch()
-    return fabric
-
-
 class Run:
-    """A run folder and the training that writes it.
+    """A run folder and the training that writes it: nothing is written before all that can be known is in order.
 
     Args:
-        folder: of the run; made when it is not there.
+        folder: of the run, held by this process or by the first of several.
         recipe: how to train.
         fabric: from `launch`.
+        overwrite: whether the training that is there is forgotten.
     """
 
-    def __init__(self, folder: RunFolder, recipe: Recipe, fabric: Fabric) -> None:
+    def __init__(self, folder: RunFolder, recipe: Recipe, fabric: Fabric, *, overwrite: bool = False) -> None:
         self.folder, self.recipe, self.fabric = folder, recipe, fabric
-        if fabric.is_global_zero:
-            folder.claim(recipe)
-        fabric.barrier()
-        self.data = TrainingData(recipe.data, recipe.seed, Path())
-        torch.manual_seed(recipe.seed)  # of the weights, the same in all processes
-        self.state = TrainingState(start_tokenizer(recipe), recipe, perceptual_loss(recipe), fabric)
-        self.state.rehearse()
+        folder.check(recipe, overwrite=overwrite)
+        self.data, self.state = prepare(recipe, fabric)
         self.checkpoints = Checkpoints(folder.checkpoints)
-        if (saved := self.checkpoints.read_last()) is not None:
+        saved = None if overwrite else self.checkpoints.read_last()
+        if saved is not None:
             self.state.restore(saved)
-        self.log, self.watch, self.failures = Log(folder.path), Watch(), 0
-        if fabric.is_global_zero:
-            self.log.cut(self.state.step)
-        for row in self.log.rows():
-            self.watch.feed(row)
+        fabric.barrier()
+        self.watch, self.failures = Watch(), 0
         self.board = Board(folder.board, self.state.step)
+        if fabric.is_global_zero:
+            folder.claim(recipe, overwrite=overwrite)
+            self.log = Log(folder.path)  # the first process writes it alone
+            self.log.cut(self.state.step)
+            for row in self.log.rows():
+                self.watch.feed(row)
 
     def work(self) -> None:
         """Train to the end."""
@@ -164,9 +141,10 @@ class Run:
                 state.train_step(batch.images)
                 clock.images += len(batch.images) * self.fabric.world_size
                 self._after_step(clock, progress)
-                if interruption:
+                if any_process(self.fabric, bool(interruption)):
                     self.checkpoint()
-                    raise SystemExit(128 + interruption[0])
+                    progress.say(f"interrupted after step {state.step:,}: the same command goes on from there")
+                    raise SystemExit(128 + (interruption or [signal.SIGTERM])[0])
 
     def _after_step(self, clock: Clock, progress: Progress) -> None:
         state, recipe, step = self.state, self.recipe, self.state.step
@@ -226,28 +204,42 @@ class Run:
         state.game = type(game)(0, game.histogram.device)
         return row
 
+    def check_finite(self) -> None:
+        """Raise ConfigError when weights are not finite: no step will bring them back."""
+        if name := not_finite(self.state.tokenizer):
+            raise diverged(self.state.step, f"expected finite weights, but {name} holds NaN or infinity")
+
     def validate(self, progress: Progress) -> None:
         """Reconstruct the validation images; keep the weights when they are the best so far."""
+        self.check_finite()
         state, tokenizer = self.state, self.state.shown()
         if self.fabric.is_global_zero:
             photos = [images.to_rgb(photo, tokenizer.spec) for photo in self.data.validation]
             tokens, back = reconstruct(tokenizer, photos)
-            found = float(np.mean([psnr(a, b) for a, b in zip(photos, back, strict=True)]))
-            usage = len(np.unique(tokens.ids)) / tokens.vocab_size
-            best = found > state.best or self.recipe.best == "last"
+            row: dict[str, Any] = {"event": "validate", "step": state.step}
+            if back:
+                row["psnr"] = float(np.mean([psnr(a, b) for a, b in zip(photos, back, strict=True)]))
+            found = row.get("psnr", -math.inf)
+            best = found > state.best or self.recipe.best == "last" or not back
+            row |= {"usage": len(np.unique(tokens.ids)) / tokens.vocab_size, "best": best}
             if best:
                 state.best, state.best_step = found, state.step
                 tokenizer.save(self.folder.model, overwrite=True)
-            os.makedirs(self.folder.pictures, exist_ok=True)
-            picture = validation_picture(photos, back, [*tokens], self.folder.pictures / f"{state.step:08d}.png")
-            self.board.picture(state.step, picture)
-            self.note({"event": "validate", "step": state.step, "psnr": found, "usage": usage, "best": best}, progress)
+            if back:
+                picture = validation_picture(photos, back, [*tokens], self.folder.pictures / f"{state.step:08d}.png")
+                self.board.picture(state.step, picture)
+            self.note(row, progress)
             draw_growth(self.folder.path)
             draw_curves(self.folder.path, self.log.rows())
         self.fabric.barrier()
 
     def checkpoint(self) -> None:
-        """Write everything that a resumed training needs."""
+        """Write everything that a resumed training needs; never what it could not go on from.
+
+        Raises:
+            ConfigError: there are weights that are not finite.
+        """
+        self.check_finite()
         state = self.state.state()
         if self.fabric.is_global_zero:
             self.checkpoints.write(self.state.step, state, self.state.best_step)
@@ -291,11 +283,35 @@ class Clock:
         return facts
 
 
+def prepare(recipe: Recipe, fabric: Fabric) -> tuple[TrainingData, TrainingState]:
+    """Return a recipe's images and the state that it starts from, and try what can be tried of them.
+
+    Raises:
+        ConfigError: a stage that the model does not take.
+        InputError: no images, or a model to start from that cannot be used.
+        ResourceError: batches that no machine like this can hold.
+        TooManyFailures: of the first images more are refused than the recipe allows.
+    """
+    check_memory(recipe, fabric.world_size)
+    data = TrainingData(recipe.data, recipe.seed, Path())
+    data.calibration(0, BatchShape(min(_SAMPLE, recipe.stages[0].images), recipe.stages[0].size))
+    _ = data.validation
+    torch.manual_seed(recipe.seed)  # of the weights, the same in all processes
+    state = TrainingState(start_tokenizer(recipe), recipe, perceptual_loss(recipe), fabric)
+    state.rehearse()
+    return data, state
+
+
 def start_tokenizer(recipe: Recipe) -> ImageTokenizer:
     """Return the tokenizer that a recipe starts from."""
     model = recipe.model
     if model.start:
         tokenizer = load(model.start)
+        if name := not_finite(tokenizer):
+            raise InputError(
+                f"{model.start!r}: expected a model with finite weights, but {name} holds NaN or infinity: start from "
+                "another"
+            )
         for module in tokenizer.modules():
             if isinstance(module, EmaQuantizer):
                 module.adopt_codebook()
@@ -329,8 +345,10 @@ def perceptual_loss(recipe: Recipe) -> nn.Module | None:
 
 
 def reconstruct(tokenizer: ImageTokenizer, photos: Sequence[images.RGB]) -> tuple[Tokens, list[images.RGB]]:
-    """Return the tokens of photographs, and what these give back."""
+    """Return the tokens of photographs, and what these give back: nothing where a model decodes to features only."""
     tokens = tokenizer.tokenize(photos)
+    if isinstance(tokenizer, DynamicTokenizer) and tokenizer.pixel_decoder is None:
+        return tokens, []
     return tokens, [np.asarray(image) for image in tokenizer.detokenize(tokens)]
 
 
@@ -349,12 +367,15 @@ def start_row(state: TrainingState, fabric: Fabric) -> dict[str, Any]:
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list, so that a step is finished first; a second one ends at once."""
+    """Collect SIGINT and SIGTERM in a list, so that a step is finished first; one a second later ends at once."""
     came: list[int] = []
+    first = 0.0
 
     def note(number: int, _: FrameType | None) -> None:
-        if came:
+        nonlocal first
+        if came and time.monotonic() - first > _PATIENCE:
             raise KeyboardInterrupt
+        first = first or time.monotonic()
         came.append(number)
 
     kinds = (signal.SIGINT, signal.SIGTERM)

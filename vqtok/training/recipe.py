@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
@@ -86,8 +86,8 @@ class Stage(Section):
     """
 
     steps: Count
-    images: Count
-    size: Count
+    images: Annotated[int, Field(ge=1, le=1 << 20)]
+    size: Annotated[int, Field(ge=1, le=1 << 14)]
     quantize: bool = True
     teacher: bool = False
     frozen: tuple[str, ...] = ()
@@ -215,6 +215,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         """Refuse losses that nothing computes, and those of which nothing learns."""
+        if not self.data.validate_on:
+            raise ValueError("data.validate_on: expected images to choose the best weights on, got none")
         known = (*PIXEL_LOSSES, *FEATURE_LOSSES, *SELECTOR_LOSSES, *QUANTIZER_LOSSES)
         for name in self.losses:
             if name not in known:
@@ -256,6 +258,7 @@ class Recipe(Section):
         Raises:
             ConfigError: an unknown key (with the nearest known one), a value that is refused; one line names them all.
         """
+        refuse_unknown(cls, recipe, name)
         return read_section(cls, recipe, name)
 
 
@@ -286,6 +289,29 @@ def read_recipe(path: str | os.PathLike[str], changes: Iterable[str] = ()) -> Re
     for change in changes:
         set_key(recipe, change)
     return Recipe.from_mapping(recipe, os.fspath(path))
+
+
+def refuse_unknown(kind: type[Section], value: object, name: str, path: str = "") -> None:
+    """Raise ConfigError for a key that a section does not have, with the nearest that it has."""
+    if not isinstance(value, Mapping):
+        return
+    for key, inner in value.items():
+        if key not in kind.model_fields:
+            near = difflib.get_close_matches(str(key), kind.model_fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(kind.model_fields)}"
+            raise ConfigError(f"{name}: unknown key {path + str(key)!r}: {hint}")
+        sections = _sections(kind.model_fields[key].annotation)
+        for number, item in enumerate(inner if isinstance(inner, list) else [inner]):
+            if len(sections) == 1:
+                place = f"{path}{key}.{number}." if isinstance(inner, list) else f"{path}{key}."
+                refuse_unknown(sections[0], item, name, place)
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """Return the kinds of section that a type is made of, but for those in dictionaries."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [] if get_origin(annotation) is dict else [x for arg in get_args(annotation) for x in _sections(arg)]
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from vqtok import images
 from vqtok.dynamic import DynamicTokenizer
-from vqtok.errors import ConfigError
+from vqtok.errors import ConfigError, NonFiniteLatents
 from vqtok.image_tokenizer import ImageTokenizer
 from vqtok.losses import Objective
 from vqtok.quantizers import EmaQuantizer, GumbelQuantizer
 from vqtok.tokenizer import Tokenizer
 from vqtok.training.adversary import Adversary
+from vqtok.training.checks import diverged
 from vqtok.training.data import BatchShape, TrainingData
 from vqtok.training.passes import Passed, TrainingPass, learns
 from vqtok.training.recipe import PIXEL_LOSSES, QUANTIZER_LOSSES, SELECTOR_LOSSES, Recipe, Stage
@@ -112,7 +113,7 @@ class TrainingState:
             copy_of_all = self._copy(dict(self.tokenizer.named_parameters()))
             if stage.calibrate:
                 self._calibrate(copy_of_all, data)
-            if first_codes:
+            if first_codes and _waiting(copy_of_all):
                 self._start_codebooks(copy_of_all, data)
             load_whole(self.tokenizer, {**dict(copy_of_all.named_parameters()), **dict(copy_of_all.named_buffers())})
         if before is None or _way(before) != _way(stage):
@@ -160,7 +161,10 @@ class TrainingState:
         made: list[Passed] = []
         for index, part in enumerate(parts):
             with self.fabric.no_backward_sync(self.passing, enabled=index + 1 < len(parts)):
-                passed = self.passing(part, quantize=stage.quantize, teacher=stage.teacher)
+                try:
+                    passed = self.passing(part, quantize=stage.quantize, teacher=stage.teacher)
+                except NonFiniteLatents:
+                    raise diverged(step, "expected finite latents, got NaN or infinity") from None
                 self.fabric.backward(self._total(passed) / len(parts))
             made.append(passed)
         self._update()
@@ -201,11 +205,7 @@ class TrainingState:
         finite = math.isfinite(norm := float(whole(norm)))
         self.skipped = 0 if finite else self.skipped + 1
         if self.skipped >= HOPELESS:
-            raise ConfigError(
-                f"step {self.step}: expected finite gradients, got none in {HOPELESS} steps: the training has "
-                "diverged. Lower optimizer.learning_rate, set optimizer.clip = 1.0 or precision = 'float32', and "
-                "go on from the last checkpoint"
-            )
+            raise diverged(self.step, f"expected finite gradients, got none in {HOPELESS} steps")
         # Float16's scaler must see such a step too: it lowers the scale.
         if finite or self.recipe.precision == "float16":
             self.optimizer.step()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vqtok.images import RGB
+from vqtok.store.commit import output_errors
 from vqtok.training.history import Row, numbers
 from vqtok.training.progress import say
 
@@ -21,6 +22,9 @@ class Board:
         done: step of the checkpoint that the training goes on from; what an earlier process wrote after it is hidden.
             0 at the start.
         say: takes the line about TensorBoard that is missing.
+
+    Raises:
+        OutputError: from each method: the operating system refuses, as on a full disk.
 
     >>> import tempfile
     >>> board = Board(Path(tempfile.mkdtemp()), 0)
@@ -47,6 +51,10 @@ class Board:
 
     def write(self, row: Row) -> None:
         """Write the numbers of a training or validation row, or the words of an alarm."""
+        with output_errors(self._folder):
+            self._write(row)
+
+    def _write(self, row: Row) -> None:
         writer = self._open()
         if writer is None:
             return
@@ -61,12 +69,14 @@ class Board:
 
     def picture(self, step: int, pixels: RGB, name: str = "validation") -> None:
         """Write uint8 [H, W, 3]."""
-        writer = self._open()
-        if writer is not None:
-            writer.add_image(name, pixels, step, dataformats="HWC")
-            writer.flush()
+        with output_errors(self._folder):
+            writer = self._open()
+            if writer is not None:
+                writer.add_image(name, pixels, step, dataformats="HWC")
+                writer.flush()
 
     def close(self) -> None:
         """Write what is left and close the files."""
         if self._writer is not None:
-            self._writer.close()
+            with output_errors(self._folder):
+                self._writer.close()
