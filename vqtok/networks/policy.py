@@ -11,9 +11,9 @@ def policy_attend(query: Tensor, key: Tensor, value: Tensor, heads: int, policy:
 
     Of a policy of zeros and ones the value is that of masked attention, `attend`, but for rounding; the gradient tells
     each policy what its key would have changed. A key that does not count and scores above those that do is taken to
-    score as the best of them: its weight, added, could not be more than one either, but its share of the sum that it
-    is not in has no bound, and such gradients drowned all others. A query whose policy is zero everywhere attends to all keys alike, as
-    LaVIT's published code does. Scores are written out, [B, heads, N, M]: for training.
+    score as the best of them: its weight, added, could not be more than one either, but its share of the sum that it is
+    not in has no bound, and such gradients drowned all others. A query whose policy is zero everywhere attends to all
+    keys alike, as LaVIT's published code does. Scores are written out, [B, heads, N, M]: for training.
 
     Args:
         query: [B, N, heads * d].

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -27,11 +27,13 @@ class Passed(NamedTuple):
         pixels: float [B, 3, H, W], as reconstructed.
         codes: int64 of any shape; of no elements where nothing was quantized.
         losses: unweighted scalars by name.
+        total: what ``weigh`` made of all this; None without it.
     """
 
     pixels: Tensor
     codes: Tensor
     losses: Mapping[str, Tensor]
+    total: Tensor | None = None
 
 
 class TrainingPass(nn.Module):
@@ -57,16 +59,22 @@ class TrainingPass(nn.Module):
         self.tokenizer, self.wanted, self.keep_ratio = tokenizer, wanted, keep_ratio
         self.perceptual, self.filler = perceptual, filler
 
-    def forward(self, pixels: Tensor, *, quantize: bool, teacher: bool) -> Passed:
+    def forward(
+        self, pixels: Tensor, *, quantize: bool, teacher: bool, weigh: Callable[[Passed], Tensor] | None = None
+    ) -> Passed:
         """Pass pixels [B, 3, H, W] in the model's own range.
 
         Args:
             pixels: of a batch.
             quantize: whether vectors are quantized; else there are no losses of the quantizer.
             teacher: whether a dynamic tokenizer's teacher learns, and nothing else: its loss is ``l2``.
+            weigh: makes the total. It is called in here, where weights are whole and gradients may be asked for, as the
+                adaptive weight does; what wraps a module forbids that of its outputs.
         """
-        if teacher:
-            return self._teach(pixels)
+        passed = self._teach(pixels) if teacher else self._pass(pixels, quantize)
+        return passed if weigh is None else passed._replace(total=weigh(passed))
+
+    def _pass(self, pixels: Tensor, quantize: bool) -> Passed:
         made = self._reconstruct(pixels, quantize)
         found = {**self._pixel_losses(made, pixels), **self._feature_losses(made, pixels)}
         if not quantize:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -43,6 +44,8 @@ def launch(recipe: Recipe, device: str = "auto", strategy: Strategy = "ddp") -> 
         "ddp": lambda: DDPStrategy(find_unused_parameters=idle),
         "fsdp": lambda: ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1),
     }
+    if world > 1:  # of 1 x 1 convolutions in channels_last, whose two layouts are one
+        warnings.filterwarnings("ignore", message="Grad strides do not match")
     with _silence():
         fabric = Fabric(
             accelerator="auto" if device == "auto" else device,

@@ -82,7 +82,8 @@ class Stage(Section):
             mean something; LaVIT's selector and merger learn so.
         teacher: train the teacher of a dynamic tokenizer alone, on pictures with holes.
         frozen: parts of the tokenizer that do not learn, such as ``encoder`` or ``selector``.
-        calibrate: before the stage, shift the selector's scores so that it keeps the recipe's ``keep_ratio``.
+        calibrate: before the stage, shift the selector's scores so that it keeps the recipe's ``keep_ratio`` of the
+            validation images.
     """
 
     steps: Count

@@ -139,11 +139,11 @@ class TrainingState:
         tokenizer.eval()
 
     def _calibrate(self, tokenizer: ImageTokenizer, data: TrainingData) -> None:
+        """Calibrate on the validation images as they will be tokenized: crops are of another scale."""
         if not isinstance(tokenizer, DynamicTokenizer):
             raise ConfigError("expected a dynamic tokenizer in a stage with calibrate = true, got another")
-        shape = BatchShape(self.stage.images, self.stage.size)
-        batches = [self.to_pixels(data.calibration(i, shape).images) for i in range(256 // shape.count + 1)]
-        tokenizer.calibrate(torch.cat(batches), self.recipe.keep_ratio)
+        pixels = torch.cat([tokenizer.preprocess(photo) for photo in data.validation])
+        tokenizer.calibrate(pixels.to(self.fabric.device), self.recipe.keep_ratio)
 
     # A step ----------------------------------------------------------------------------------------------------------
 
@@ -162,10 +162,10 @@ class TrainingState:
         for index, part in enumerate(parts):
             with self.fabric.no_backward_sync(self.passing, enabled=index + 1 < len(parts)):
                 try:
-                    passed = self.passing(part, quantize=stage.quantize, teacher=stage.teacher)
+                    passed = self.passing(part, quantize=stage.quantize, teacher=stage.teacher, weigh=self._total)
                 except NonFiniteLatents:
                     raise diverged(step, "expected finite latents, got NaN or infinity") from None
-                self.fabric.backward(self._total(passed) / len(parts))
+                self.fabric.backward(passed.total / len(parts))
             made.append(passed)
         self._update()
         if self.adversary is not None and self.adversary.learns(step) and not stage.teacher:
