@@ -58,7 +58,7 @@ def recompute_run(folder: RunFolder, manifest: Manifest, tokenizer: ImageTokeniz
             before = folder.tokens(number)
             items = folder.items(manifest, number)
             chosen = [items[i] for i in places] if places else items
-            comparison.add(before, encode_shard(tokenizer, pool.decode(chosen), settings).tokens)
+            comparison.add(before, encode_shard(tokenizer, pool.decode(chosen), settings).tokens, folder.ties(number))
     return comparison
 
 

@@ -175,7 +175,7 @@ class Record(Document):
         tokens: number of tokens.
         keys: first and last key of the plan, or nothing.
         failures: number of failures by kind.
-        files: checksums of ``vqt`` and, when there is any, ``failures`` and ``rows``.
+        files: checksums of ``vqt`` and, when there is any, ``failures``, ``rows`` and ``ties``.
         execution: what it was made on.
     """
 
@@ -189,7 +189,7 @@ class Record(Document):
     tokens: _Count
     keys: list[str]
     failures: dict[str, int]
-    files: dict[Literal["vqt", "failures", "rows"], Part]
+    files: dict[Literal["vqt", "failures", "rows", "ties"], Part]
     execution: dict[str, Any]
 
 
