@@ -46,7 +46,8 @@ def command(inputs: tuple[str, ...], output: str, overwrite: bool, as_json: bool
 
     INPUT is an image (JPEG, PNG, WebP, BMP, GIF), a folder, a quoted pattern, or '-' for an image on stdin. For a run
     folder (-o DIR/, or a name without a suffix), also a list (.txt, .csv, .jsonl), tars ('x-{000..127}.tar'), a parquet
-    file, or a dataset saved to disk. Run it again to go on after an interruption.
+    file, or a dataset saved to disk. All but tables may lie in object stores (s3://bucket/folder; needs vqtok[fsspec]).
+    Run it again to go on after an interruption.
     """
     if is_run(output):
         refuse_tiles(chosen.pop("tile"))
@@ -87,6 +88,15 @@ def refuse_tiles(tile: int | None) -> None:
         raise ConfigError("expected a token file (-o FILE.vqt) with --tile, got a run folder, whose images go whole")
 
 
+def refuse_remote_output(output: str) -> None:
+    """Refuse a run in an object store: a commit needs a lock, a link that fails when the name is taken, and fsync."""
+    from vqtok.dataset.remote import is_remote
+    from vqtok.errors import ConfigError
+
+    if is_remote(output):
+        raise ConfigError(f"expected a local folder for a run, got {output!r}: copy the finished run there")
+
+
 def cut_into_tiles(tokenizer: ImageTokenizer, tile: int | None) -> None:
     """Let images that are larger than a tile go through in tiles, and say so where that changes tokens."""
     from vqtok.errors import ConfigError
@@ -106,6 +116,10 @@ def cut_into_tiles(tokenizer: ImageTokenizer, tile: int | None) -> None:
 
 def tokenize_file(inputs: tuple[str, ...], output: str, overwrite: bool, as_json: bool, chosen: dict[str, Any]) -> None:
     """Write one token file."""
+    if addresses := [name for name in inputs if "://" in name and not os.path.lexists(name)]:
+        from vqtok.errors import ConfigError
+
+        raise ConfigError(f"expected a run folder (-o DIR/) with addresses, got a token file with {addresses[0]!r}")
     listed = expand(inputs)
     check_output(output, overwrite, as_json)
 
@@ -152,6 +166,7 @@ def check_output(output: str, overwrite: bool, as_json: bool) -> None:
 
 def tokenize_run(inputs: tuple[str, ...], output: str, overwrite: bool, as_json: bool, chosen: dict[str, Any]) -> None:
     """Begin a run or go on with it."""
+    refuse_remote_output(output)
     from vqtok.dataset.crops import views
     from vqtok.dataset.folder import MANIFEST, RunFolder
     from vqtok.dataset.tables import Columns

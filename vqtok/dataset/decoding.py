@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from vqtok import images
+from vqtok.dataset import remote
 from vqtok.dataset.crops import Box, boxes, cut
 from vqtok.dataset.items import Item
 from vqtok.dataset.tables import Columns, read_cell
@@ -128,7 +129,8 @@ def _read(item: Item, recipe: Recipe) -> bytes:
         if item.row >= 0:
             cell = read_cell(item.path, item.row, recipe.columns)
             return cell if isinstance(cell, bytes) else files.read(cell, recipe.limits)
-        return files.read(item.path, recipe.limits)
+        read = remote.read_address if remote.is_remote(item.path) else files.read
+        return read(item.path, recipe.limits)
     except ImageError as error:
         raise ImageError(error.kind, f"{escape(item.key)}: {error}") from error
 
