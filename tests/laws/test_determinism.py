@@ -52,6 +52,11 @@ def model(request):
     return FAMILIES[request.param]().eval()
 
 
+@pytest.fixture(scope="module")
+def golden(model, photos, tmp_path_factory):
+    return all_tokens(tokenize(model, [photos], tmp_path_factory.mktemp("golden") / "run", shard_size=99))
+
+
 def png(array):
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "PNG")
@@ -104,7 +109,7 @@ def with_threads(count, work):
 def test_exact_runs_are_equal_bytes_with_any_number_of_threads(model, photos, tmp_path):
     runs = [
         with_threads(n, lambda n=n: tokenize(model, [photos], tmp_path / f"{n}", repro="exact", shard_size=9))
-        for n in (1, 2, 4)
+        for n in (1, 2)
     ]
     first = shard_files(runs[0])
     assert all(shard_files(run) == first for run in runs[1:])
@@ -173,13 +178,13 @@ def in_webp(place, files):
 
 
 @pytest.mark.parametrize("container", [in_tar, in_parquet, in_arrow, in_list, in_bitmaps, in_webp])
-def test_containers_of_equal_pixels_give_equal_tokens(container, model, photos, files, tmp_path):
-    expected = {row.keys[0][:-4]: row for row in all_tokens(tokenize(model, [photos], tmp_path / "folder"))}
+def test_containers_of_equal_pixels_give_equal_tokens(container, model, golden, files, tmp_path):
+    expected = {row.keys[0][:-4]: row for row in golden}
     (tmp_path / "other").mkdir()
     source, options = container(tmp_path / "other", files)
     found = {
         row.keys[0].rpartition("/")[2].rpartition(".")[0]: row
-        for row in all_tokens(tokenize(model, [source], tmp_path / "run", **options))
+        for row in all_tokens(tokenize(model, [source], tmp_path / "run", shard_size=6, **options))
     }
     assert found.keys() == expected.keys()
     for name, row in found.items():
@@ -188,16 +193,16 @@ def test_containers_of_equal_pixels_give_equal_tokens(container, model, photos, 
 
 
 SURROUNDINGS = {
-    "hash seed 0": {"PYTHONHASHSEED": "0"},
-    "hash seed 1": {"PYTHONHASHSEED": "1"},
-    "locale C": {"LC_ALL": "C", "LANG": "C"},
-    "locale of Turkey": {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"},
-    "no locale there is": {"LC_ALL": "xx_XX.KOI9", "LANG": ""},
-    "time zone": {"TZ": "Pacific/Kiritimati"},
-    "OpenMP": {"OMP_SCHEDULE": "dynamic", "OMP_DYNAMIC": "true", "OMP_PROC_BIND": "true"},
-    "threads": {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"},
-    "no home": {"HOME": "/nowhere", "TMPDIR": "/nowhere", "XDG_CACHE_HOME": "/nowhere"},
-    "Python": {"PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1", "PYTHONDONTWRITEBYTECODE": "1"},
+    "C": {"PYTHONHASHSEED": "0", "LC_ALL": "C", "LANG": "C", "TZ": "Pacific/Kiritimati"},
+    "Turkey": {"PYTHONHASHSEED": "1", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "PYTHONUTF8": "0"},
+    "threads": {
+        "OMP_NUM_THREADS": "2",
+        "MKL_NUM_THREADS": "2",
+        "OPENBLAS_NUM_THREADS": "2",
+        "PYTHONHASHSEED": "random",
+    },
+    "OpenMP": {"OMP_SCHEDULE": "dynamic", "OMP_DYNAMIC": "true", "OMP_PROC_BIND": "true", "LC_ALL": "xx_XX.KOI9"},
+    "nowhere": {"HOME": "/nowhere", "TMPDIR": "/nowhere", "XDG_CACHE_HOME": "/nowhere", "PYTHONIOENCODING": "latin-1"},
 }
 
 _WORK = """
