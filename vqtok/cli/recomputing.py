@@ -25,8 +25,11 @@ def recipe_of(manifest: Manifest, tokenizer: ImageTokenizer) -> Recipe:
         MismatchError: the model is not the run's.
     """
     from vqtok.dataset.encoding import settings_of
+    from vqtok.grid import GridTokenizer
 
     wanted = manifest.settings
+    if isinstance(tokenizer, GridTokenizer):
+        tokenizer.tile = wanted.tile or None
     recipe = Recipe(
         tokenizer.spec,
         wanted.crop,

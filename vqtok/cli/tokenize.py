@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--label-col", default="", help="Column of labels in lists and tables.")
 @click.option("--caption-col", default="", help="Column of captions in lists and tables.")
 @click.option("--root", default="", metavar="DIR", help="Folder of the relative paths in lists and tables.")
-@click.option("--tile", type=click.IntRange(1), metavar="PIXELS", help="Larger images in tiles; for a token file.")
+@click.option("--tile", type=click.IntRange(1), metavar="PIXELS", help="Larger images in tiles.")
 @click.option("--rank", type=int, help="Make every world-size-th shard, from this one on.")
 @click.option("--world-size", type=int)
 @running.execution
@@ -50,7 +50,6 @@ def command(inputs: tuple[str, ...], output: str, overwrite: bool, as_json: bool
     Run it again to go on after an interruption.
     """
     if is_run(output):
-        refuse_tiles(chosen.pop("tile"))
         tokenize_run(inputs, output, overwrite, as_json, chosen)
     else:
         refuse_run_options(chosen)
@@ -78,14 +77,6 @@ def refuse_run_options(chosen: dict[str, Any]) -> None:
         if name not in shared and source is click.core.ParameterSource.COMMANDLINE:
             flag = f"--{name.replace('_', '-')}"
             raise ConfigError(f"expected a run folder (-o DIR/) with {flag}, got a token file")
-
-
-def refuse_tiles(tile: int | None) -> None:
-    """Refuse tiles of a run's images."""
-    from vqtok.errors import ConfigError
-
-    if tile is not None:
-        raise ConfigError("expected a token file (-o FILE.vqt) with --tile, got a run folder, whose images go whole")
 
 
 def refuse_remote_output(output: str) -> None:
@@ -203,6 +194,7 @@ def _run(
     from vqtok.dataset.planning import Request, prepare
 
     tokenizer = options.load_model(chosen["model"], _device(chosen["device"]), chosen["precision"])
+    cut_into_tiles(tokenizer, chosen["tile"])
     from vqtok.dataset.encoding import execution_of, settings_of
 
     crop, spec = chosen["crop"], tokenizer.spec

@@ -20,6 +20,7 @@ from vqtok.dataset.ledger import Ties
 from vqtok.dataset.pool import Outcome
 from vqtok.dataset.ties import SHARE, Ledger, can_note
 from vqtok.errors import ConfigError, NonFiniteLatents, escape
+from vqtok.grid import GridTokenizer
 from vqtok.image_tokenizer import ImageTokenizer
 from vqtok.store import mapping_fingerprint
 from vqtok.types import Tokens
@@ -51,6 +52,7 @@ def settings_of(tokenizer: ImageTokenizer, recipe: Recipe, repro: str, shard_siz
         source_hash=recipe.source_hash,
         limits={name: getattr(recipe.limits, name) for name in ("max_bytes", "max_pixels", "max_side")},
         shard_size=shard_size,
+        tile=tokenizer.tile or 0 if isinstance(tokenizer, GridTokenizer) else 0,
     )
 
 
