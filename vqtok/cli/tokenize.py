@@ -44,10 +44,10 @@ if TYPE_CHECKING:
 def command(inputs: tuple[str, ...], output: str, overwrite: bool, as_json: bool, **chosen: Any) -> None:
     """Turn images into tokens: one token file, or a run folder of shards that can be resumed and verified.
 
-    INPUT is an image (JPEG, PNG, WebP, BMP, GIF), a folder, a quoted pattern, or '-' for an image on stdin. For a run
-    folder (-o DIR/, or a name without a suffix), also a list (.txt, .csv, .jsonl), tars ('x-{000..127}.tar'), a parquet
-    file, or a dataset saved to disk. All but tables may lie in object stores (s3://bucket/folder; needs vqtok[fsspec]).
-    Run it again to go on after an interruption.
+    INPUT is an image (JPEG, PNG, WebP, BMP, GIF), a folder, a quoted pattern, a list (.txt, .csv, .jsonl), a tar, a
+    parquet file, or '-' for an image on stdin; for a run folder (-o DIR/, or a name without a suffix) also several tars
+    as 'x-{000..127}.tar', or a dataset saved to disk. All but tables and datasets may lie in object stores, as
+    s3://bucket/folder (needs vqtok[fsspec]). Run it again to go on after an interruption.
     """
     if is_run(output):
         tokenize_run(inputs, output, overwrite, as_json, chosen)
@@ -107,10 +107,6 @@ def cut_into_tiles(tokenizer: ImageTokenizer, tile: int | None) -> None:
 
 def tokenize_file(inputs: tuple[str, ...], output: str, overwrite: bool, as_json: bool, chosen: dict[str, Any]) -> None:
     """Write one token file."""
-    if addresses := [name for name in inputs if "://" in name and not os.path.lexists(name)]:
-        from vqtok.errors import ConfigError
-
-        raise ConfigError(f"expected a run folder (-o DIR/) with addresses, got a token file with {addresses[0]!r}")
     listed = expand(inputs)
     check_output(output, overwrite, as_json)
 

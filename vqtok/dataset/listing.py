@@ -23,6 +23,7 @@ from vqtok.errors import ConfigError, InputError
 from vqtok.store.token_keys import path_key
 
 _LISTS = {".txt", ".csv", ".jsonl"}
+CONTAINERS = _LISTS | {".tar", ".parquet", ".arrow"}
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PATH_COLUMNS = ("path", "image", "file", "file_name", "filename")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
