@@ -52,6 +52,7 @@ PUBLIC = {
     "load_tokens": "(path: '_PathLike') -> 'Tokens'",
     "ops": None,
     "save_tokens": None,
+    "train": None,
 }
 TOKENIZER = ["decode", "detokenize", "encode", "fingerprint", "latents", "preprocess", "save", "to", "tokenize"]
 FOLDERS = [*vqtok.__path__], [*vqtok.benchmarks.__path__]

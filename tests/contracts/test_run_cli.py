@@ -204,6 +204,26 @@ def test_another_model_is_refused(place, tmp_path):
         assert "model" in told(run(*arguments, "-m", tmp_path / "other", cwd=place), 7)
 
 
+def test_tiles_belong_to_the_job(place, tmp_path):
+    """An image of 24 x 16 pixels in tiles of 8: recorded, compared on resuming, and used when it is made again."""
+    line = ("tokenize", "in", "-o", tmp_path / "run", "-m", "m", "--shard-size", 4)
+    told(run(*line, "--tile", 8, cwd=place), 0)
+    manifest = json.loads((tmp_path / "run/manifest.json").read_bytes())
+    assert manifest["settings"]["tile"] == 8
+    whole = json.loads((place / "whole/manifest.json").read_bytes())
+    assert "tile" not in whole["settings"]
+    assert "tile 8 -> 0" in told(run(*line, cwd=place), 7)
+    assert "tile 8 -> 16" in told(run(*line, "--tile", 16, cwd=place), 7)
+    before = content(tmp_path / "run")
+    assert asked(run("verify", tmp_path / "run", "--recompute", "all", "--json", cwd=place))["recomputed"] == {
+        **{"images": 9, "tokens": 54, "different": 0, "near_ties": 0, "ledger": False, "lost": []},
+        "same_machine": True,
+    }
+    (tmp_path / "run/shards/00001.vqt").write_bytes(b"")
+    told(run("retry", tmp_path / "run", "--only", "corrupt", cwd=place), 0)
+    assert content(tmp_path / "run") == before
+
+
 def test_events_are_ndjson_and_stdout_stays_the_results(place, tmp_path):
     arguments = ("tokenize", "in", "-o", tmp_path / "r", "-m", "m", "--shard-size", 4, "--log-format", "json", "--json")
     done = run(*arguments, cwd=place)

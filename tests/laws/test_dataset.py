@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 import vqtok
+from tests.faults.test_run import settings
 from vqtok.dataset import pool as pool_module
 from vqtok.dataset.checking import Comparison, check_all
 from vqtok.dataset.crops import Box, boxes, cut, views
 from vqtok.dataset.decoding import Decoded, Failure, Recipe, decode_item
+from vqtok.dataset.documents import Settings
 from vqtok.dataset.encoding import execution_of, settings_of
 from vqtok.dataset.engine import Share, missing_shards, run
 from vqtok.dataset.folder import RunFolder
@@ -27,6 +29,7 @@ from vqtok.dataset.repairing import merge_runs, retry_failed, to_retry
 from vqtok.dataset.tables import Columns
 from vqtok.errors import ConfigError, MismatchError
 from vqtok.images import PreprocessSpec
+from vqtok.store import mapping_fingerprint
 from vqtok.types import concatenate
 
 WHOLE = Share()
@@ -60,8 +63,8 @@ def tokenize(model, inputs, target, *, share=WHOLE, workers=0, limit=None, exten
     shard_size = options.pop("shard_size", 4)
     columns = options.pop("columns", Columns())
     recipe = Recipe(model.spec, columns=columns, **options)
-    settings = settings_of(model, recipe, repro, shard_size)
-    request = Request(tuple(map(str, inputs)), columns, settings, "", execution_of(model, repro), "test")
+    job = settings_of(model, recipe, repro, shard_size)
+    request = Request(tuple(map(str, inputs)), columns, job, "", execution_of(model, repro), "test")
     folder = RunFolder(target)
     with folder.locked(share.rank, share.world_size):
         manifest = prepare(folder, request, extend=extend)
@@ -200,6 +203,16 @@ def test_another_job_is_refused_and_named_and_nothing_is_written(tiny, photos, g
         with pytest.raises(MismatchError, match=words):
             tokenize(options.pop("model"), options.pop("inputs"), tmp_path / "run", **options)
     assert files(RunFolder(tmp_path / "run")) == files(golden)
+
+
+def test_a_setting_at_its_default_changes_no_older_job():
+    """What a later version adds leaves the fingerprints of runs that were made before as they are."""
+    fields = settings().model_dump(mode="json")
+    assert "tile" not in fields
+    assert settings().fingerprint() == mapping_fingerprint(fields)
+    assert Settings.model_validate(fields) == settings()
+    assert settings(tile=8).fingerprint() != settings().fingerprint()
+    assert Settings.model_validate(settings(tile=8).model_dump(mode="json")).tile == 8
 
 
 def test_extending_adds_shards_and_leaves_the_others(tiny, photos, golden, tmp_path):

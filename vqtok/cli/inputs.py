@@ -8,7 +8,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vqtok.dataset.listing import match_pattern, walk_folder
+from vqtok.dataset.items import Item
+from vqtok.dataset.listing import CONTAINERS, list_items, match_pattern, walk_folder
+from vqtok.dataset.remote import is_remote
 from vqtok.dataset.tars import IMAGE_SUFFIXES
 from vqtok.errors import ConfigError, InputError
 from vqtok.store.token_keys import path_key
@@ -16,18 +18,25 @@ from vqtok.store.token_keys import path_key
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One image to read: its key in the token file, and a path, or ``-`` for stdin."""
+    """One image to read: its key in the token file, and a path, ``-`` for stdin, or an item of an archive or a list."""
 
     key: str
     path: str
+    item: Item | None = None
 
     def source(self, max_bytes: int) -> str | bytes:
-        """Return the path, or at most max_bytes + 1 bytes of stdin."""
+        """Return the path, at most max_bytes + 1 bytes of stdin, or an item's bytes; ImageError for one of those."""
+        if self.item is not None:
+            from vqtok.dataset.decoding import read_item
+            from vqtok.dataset.tables import Columns
+            from vqtok.images import Limits
+
+            return read_item(self.item, Limits(max_bytes=max_bytes), Columns())
         return read_stdin(max_bytes + 1) if self.path == "-" else self.path
 
 
 def expand(arguments: Sequence[str]) -> list[Input]:
-    """Return the images that arguments name: files as they are, folders and patterns sorted by bytes.
+    """Return the images that arguments name: files as they are, folders, patterns and archives sorted by bytes.
 
     A file's key is its path as given. Images of a folder are named relative to it when it is the only argument.
 
@@ -45,11 +54,22 @@ def expand(arguments: Sequence[str]) -> list[Input]:
             root = argument if len(arguments) == 1 else ""
             for path in _folder(argument):
                 found.append(Input(path_key(os.path.relpath(path, root) if root else path), path))
+        elif holds_several(argument):
+            found += [Input(item.key, item.path, item) for item in list_items([argument])]
         elif argument != "-" and glob.has_magic(argument) and not os.path.lexists(argument):
             found += [Input(path_key(path), path) for path in match_pattern(argument)]
         else:
             found.append(Input(path_key(argument), argument))
     return found
+
+
+def holds_several(argument: str) -> bool:
+    """Tell whether an argument is a list, an archive, a table or an address.
+
+    >>> holds_several("a.tar"), holds_several("s3://bucket/photos"), holds_several("a.jpg")
+    (True, True, False)
+    """
+    return is_remote(argument) or os.path.splitext(argument)[1].lower() in CONTAINERS
 
 
 def read_stdin(size: int = -1) -> bytes:

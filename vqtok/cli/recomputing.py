@@ -25,8 +25,11 @@ def recipe_of(manifest: Manifest, tokenizer: ImageTokenizer) -> Recipe:
         MismatchError: the model is not the run's.
     """
     from vqtok.dataset.encoding import settings_of
+    from vqtok.grid import GridTokenizer
 
     wanted = manifest.settings
+    if isinstance(tokenizer, GridTokenizer):
+        tokenizer.tile = wanted.tile or None
     recipe = Recipe(
         tokenizer.spec,
         wanted.crop,
@@ -58,7 +61,7 @@ def recompute_run(folder: RunFolder, manifest: Manifest, tokenizer: ImageTokeniz
             before = folder.tokens(number)
             items = folder.items(manifest, number)
             chosen = [items[i] for i in places] if places else items
-            comparison.add(before, encode_shard(tokenizer, pool.decode(chosen), settings).tokens)
+            comparison.add(before, encode_shard(tokenizer, pool.decode(chosen), settings).tokens, folder.ties(number))
     return comparison
 
 

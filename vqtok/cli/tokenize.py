@@ -37,19 +37,19 @@ if TYPE_CHECKING:
 @click.option("--label-col", default="", help="Column of labels in lists and tables.")
 @click.option("--caption-col", default="", help="Column of captions in lists and tables.")
 @click.option("--root", default="", metavar="DIR", help="Folder of the relative paths in lists and tables.")
-@click.option("--tile", type=click.IntRange(1), metavar="PIXELS", help="Larger images in tiles; for a token file.")
+@click.option("--tile", type=click.IntRange(1), metavar="PIXELS", help="Larger images in tiles.")
 @click.option("--rank", type=int, help="Make every world-size-th shard, from this one on.")
 @click.option("--world-size", type=int)
 @running.execution
 def command(inputs: tuple[str, ...], output: str, overwrite: bool, as_json: bool, **chosen: Any) -> None:
     """Turn images into tokens: one token file, or a run folder of shards that can be resumed and verified.
 
-    INPUT is an image (JPEG, PNG, WebP, BMP, GIF), a folder, a quoted pattern, or '-' for an image on stdin. For a run
-    folder (-o DIR/, or a name without a suffix), also a list (.txt, .csv, .jsonl), tars ('x-{000..127}.tar'), a parquet
-    file, or a dataset saved to disk. Run it again to go on after an interruption.
+    INPUT is an image (JPEG, PNG, WebP, BMP, GIF), a folder, a quoted pattern, a list (.txt, .csv, .jsonl), a tar, a
+    parquet file, or '-' for an image on stdin; for a run folder (-o DIR/, or a name without a suffix) also several tars
+    as 'x-{000..127}.tar', or a dataset saved to disk. All but tables and datasets may lie in object stores, as
+    s3://bucket/folder (needs vqtok[fsspec]). Run it again to go on after an interruption.
     """
     if is_run(output):
-        refuse_tiles(chosen.pop("tile"))
         tokenize_run(inputs, output, overwrite, as_json, chosen)
     else:
         refuse_run_options(chosen)
@@ -79,12 +79,13 @@ def refuse_run_options(chosen: dict[str, Any]) -> None:
             raise ConfigError(f"expected a run folder (-o DIR/) with {flag}, got a token file")
 
 
-def refuse_tiles(tile: int | None) -> None:
-    """Refuse tiles of a run's images."""
+def refuse_remote_output(output: str) -> None:
+    """Refuse a run in an object store: a commit needs a lock, a link that fails when the name is taken, and fsync."""
+    from vqtok.dataset.remote import is_remote
     from vqtok.errors import ConfigError
 
-    if tile is not None:
-        raise ConfigError("expected a token file (-o FILE.vqt) with --tile, got a run folder, whose images go whole")
+    if is_remote(output):
+        raise ConfigError(f"expected a local folder for a run, got {output!r}: copy the finished run there")
 
 
 def cut_into_tiles(tokenizer: ImageTokenizer, tile: int | None) -> None:
@@ -152,6 +153,7 @@ def check_output(output: str, overwrite: bool, as_json: bool) -> None:
 
 def tokenize_run(inputs: tuple[str, ...], output: str, overwrite: bool, as_json: bool, chosen: dict[str, Any]) -> None:
     """Begin a run or go on with it."""
+    refuse_remote_output(output)
     from vqtok.dataset.crops import views
     from vqtok.dataset.folder import MANIFEST, RunFolder
     from vqtok.dataset.tables import Columns
@@ -188,6 +190,7 @@ def _run(
     from vqtok.dataset.planning import Request, prepare
 
     tokenizer = options.load_model(chosen["model"], _device(chosen["device"]), chosen["precision"])
+    cut_into_tiles(tokenizer, chosen["tile"])
     from vqtok.dataset.encoding import execution_of, settings_of
 
     crop, spec = chosen["crop"], tokenizer.spec

@@ -28,8 +28,8 @@ _SHOWN = 20
 def command(path: str, recompute: str | None, model: str | None, device: str, precision: str, as_json: bool) -> None:
     """Check every checksum of a run, and that each listed image is in it once; exit 6 if not.
 
-    With --recompute also exit 9 when tokens differ: at all where the run was made on a machine like this one, by more
-    than 20 in a million elsewhere.
+    With --recompute also exit 9 when tokens differ: at all where the run was made on a machine like this one; elsewhere
+    when they are more than 20 in a million, or were no near ties.
     """
     if not os.path.isdir(path):
         if recompute:
@@ -99,6 +99,8 @@ def finish(folder: RunFolder, manifest: Manifest, report: Report, comparison: Co
                 "images": comparison.images,
                 "tokens": comparison.tokens,
                 "different": comparison.different,
+                "near_ties": comparison.near,
+                "ledger": comparison.ledger,
                 "lost": comparison.lost[:_SHOWN],
                 "same_machine": comparison.same_machine,
             }
@@ -107,12 +109,18 @@ def finish(folder: RunFolder, manifest: Manifest, report: Report, comparison: Co
         for problem in report.problems[:_SHOWN]:
             options.say(f"vqtok: {problem.kind}: {problem.message}")
         if outcome is None:
-            again = f", {comparison.different} of {comparison.tokens:,} tokens made again differ" if comparison else ""
+            again = f", {differences(comparison)}" if comparison else ""
             options.say(
                 f"{folder.path}: sound, {report.shards:,} shards, {report.ok:,} images, {report.failed:,} failed{again}"
             )
     if outcome:
         raise outcome
+
+
+def differences(comparison: Comparison) -> str:
+    """Return in words how many tokens differ, and how many of those were near ties."""
+    near = f" ({comparison.near} of them near ties)" if comparison.different and comparison.ledger else ""
+    return f"{comparison.different} of {comparison.tokens:,} tokens made again differ{near}"
 
 
 def outcome_of(folder: RunFolder, report: Report, comparison: Comparison | None) -> VqtokError | None:
@@ -131,6 +139,6 @@ def outcome_of(folder: RunFolder, report: Report, comparison: Comparison | None)
     if not comparison.images:
         return InputError("expected images to tokenize again, but none of them could be read")
     return ReproducibilityError(
-        f"expected the tokens of the run, but {comparison.different} of {comparison.tokens} differ and "
-        f"{len(comparison.lost)} images have another size: was an image, the machine or a library changed?"
+        f"expected the tokens of the run, but {differences(comparison)} and {len(comparison.lost)} images have another "
+        "size: was an image, the machine or a library changed?"
     )

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 
 from vqtok import images
+from vqtok.dataset import remote
 from vqtok.dataset.crops import Box, boxes, cut
 from vqtok.dataset.items import Item
 from vqtok.dataset.tables import Columns, read_cell
@@ -96,10 +97,8 @@ def parse_recipe(fields: Mapping[str, object]) -> Recipe:
 
 def decode_item(item: Item, recipe: Recipe) -> Decoded | Failure:
     """Read, hash, decode, turn, cut and resize one image; whatever is wrong with it becomes a `Failure`."""
-    if item.refused:
-        return failure(item.key, *item.refused)
     try:
-        data = _read(item, recipe)
+        data = read_item(item, recipe.limits, recipe.columns)
         digest = hashlib.sha256(data).digest() if recipe.source_hash else b""
         if recipe.crop == "none":
             return Decoded(digest, [images.to_rgb(data, recipe.spec, limits=recipe.limits, name=item.key)])
@@ -121,14 +120,18 @@ def failure(key: str, kind: str, message: str) -> Failure:
     return Failure(key, stage, kind, message)
 
 
-def _read(item: Item, recipe: Recipe) -> bytes:
+def read_item(item: Item, limits: images.Limits, columns: Columns) -> bytes:
+    """Return the bytes of an image's file; ImageError, which names the image, when they cannot be read."""
+    if item.refused:
+        raise ImageError(*item.refused)
     try:
         if item.offset >= 0:
-            return read_member(item, recipe.limits)
+            return read_member(item, limits)
         if item.row >= 0:
-            cell = read_cell(item.path, item.row, recipe.columns)
-            return cell if isinstance(cell, bytes) else files.read(cell, recipe.limits)
-        return files.read(item.path, recipe.limits)
+            cell = read_cell(item.path, item.row, columns)
+            return cell if isinstance(cell, bytes) else files.read(cell, limits)
+        read = remote.read_address if remote.is_remote(item.path) else files.read
+        return read(item.path, limits)
     except ImageError as error:
         raise ImageError(error.kind, f"{escape(item.key)}: {error}") from error
 

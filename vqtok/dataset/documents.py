@@ -7,7 +7,14 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from vqtok.errors import IntegrityError, MismatchError, escape
 from vqtok.store.canonical import canonical_json, pretty_json, strict_json
@@ -90,6 +97,7 @@ class Settings(Document):
         source_hash: whether shards hold the sha256 of each image's file.
         limits: of images: ``max_bytes``, ``max_pixels``, ``max_side``.
         shard_size: images a shard.
+        tile: side in pixels above which images go through in tiles, or 0; left out where it is 0, as in older runs.
     """
 
     model: _Sha
@@ -104,6 +112,12 @@ class Settings(Document):
     source_hash: bool
     limits: dict[str, int]
     shard_size: Annotated[int, Field(ge=1)]
+    tile: _Count = 0
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = serialize(self)
+        return fields if self.tile else {name: value for name, value in fields.items() if name != "tile"}
 
     def fingerprint(self) -> str:
         """Return the sha256 of the settings, which shards carry as ``settings``."""
@@ -148,7 +162,11 @@ class Manifest(Document):
         'differences'
         """
         mine, theirs = self.settings.model_dump(mode="json"), other.settings.model_dump(mode="json")
-        rows = [f"{name} {_short(mine[name])} -> {_short(theirs[name])}" for name in mine if mine[name] != theirs[name]]
+        rows = [
+            f"{name} {_short(mine.get(name, 0))} -> {_short(theirs.get(name, 0))}"
+            for name in {**mine, **theirs}
+            if mine.get(name, 0) != theirs.get(name, 0)
+        ]
         if self.listing != other.listing:
             rows.append(f"images {self.images} ({self.listing[:12]}) -> {other.images} ({other.listing[:12]})")
         return rows
@@ -175,7 +193,7 @@ class Record(Document):
         tokens: number of tokens.
         keys: first and last key of the plan, or nothing.
         failures: number of failures by kind.
-        files: checksums of ``vqt`` and, when there is any, ``failures`` and ``rows``.
+        files: checksums of ``vqt`` and, when there is any, ``failures``, ``rows`` and ``ties``.
         execution: what it was made on.
     """
 
@@ -189,7 +207,7 @@ class Record(Document):
     tokens: _Count
     keys: list[str]
     failures: dict[str, int]
-    files: dict[Literal["vqt", "failures", "rows"], Part]
+    files: dict[Literal["vqt", "failures", "rows", "ties"], Part]
     execution: dict[str, Any]
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,10 +16,14 @@ from vqtok.dataset.decoding import Decoded, Failure, Recipe, failure
 from vqtok.dataset.documents import Settings
 from vqtok.dataset.folder import Shard
 from vqtok.dataset.items import Item
+from vqtok.dataset.ledger import Ties
 from vqtok.dataset.pool import Outcome
+from vqtok.dataset.ties import SHARE, Ledger, can_note
 from vqtok.errors import ConfigError, NonFiniteLatents, escape
+from vqtok.grid import GridTokenizer
 from vqtok.image_tokenizer import ImageTokenizer
 from vqtok.store import mapping_fingerprint
+from vqtok.types import Tokens
 
 
 def settings_of(tokenizer: ImageTokenizer, recipe: Recipe, repro: str, shard_size: int) -> Settings:
@@ -47,6 +52,7 @@ def settings_of(tokenizer: ImageTokenizer, recipe: Recipe, repro: str, shard_siz
         source_hash=recipe.source_hash,
         limits={name: getattr(recipe.limits, name) for name in ("max_bytes", "max_pixels", "max_side")},
         shard_size=shard_size,
+        tile=tokenizer.tile or 0 if isinstance(tokenizer, GridTokenizer) else 0,
     )
 
 
@@ -137,7 +143,15 @@ def encode_shard(
         settings: of the run.
     """
     rows = _Rows()
-    found = {row.keys[0]: row for row in streaming.tokenize(tokenizer, rows.arrays(outcomes), rows.refuse)}
+    # What is promised to be reproducible notes where rounding could show on another machine.
+    ledger = Ledger(tokenizer) if settings.repro != "fast" and can_note(tokenizer) else None
+    model = cast(ImageTokenizer, ledger) if ledger else tokenizer  # all that streaming asks of one
+    found: dict[str, Tokens] = {}
+    near: dict[str, list[int]] = {}
+    for row in streaming.tokenize(model, rows.arrays(outcomes), rows.refuse):
+        found[row.keys[0]] = row
+        if ledger:
+            near[row.keys[0]] = ledger.take()
     keys = [key for item in rows.items if item.key not in rows.failures for key in rows.keys[item.key]]
     tokens = streaming.collect(tokenizer, found.values(), keys)
     record = tokenizer.record()
@@ -155,6 +169,7 @@ def encode_shard(
         source_sha256=_digests([rows.sources[key] for key in keys]) if settings.source_hash else None,
         failures=[rows.failures[item.key] for item in rows.items if item.key in rows.failures],
         rows=about if any(len(row) > 1 for row in about) else [],
+        ties=Ties(SHARE, near) if ledger else None,
     )
 
 

@@ -1,7 +1,8 @@
 """A run folder: where its files are, how they come to be, and what of it exists.
 
 ``manifest.json``, ``plan/00000.jsonl``, ``shards/00000.vqt`` with ``shards/00000.json`` (the commit record),
-``rows/00000.jsonl`` and ``failures/00000.jsonl`` where there is something to say, ``index.json``, ``LOCK``.
+``rows/00000.jsonl``, ``failures/00000.jsonl`` and ``ties/00000.jsonl`` where there is something to say, ``index.json``,
+``LOCK``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from vqtok.dataset.decoding import Failure
 from vqtok.dataset.documents import Index, Manifest, Part, Record, read_document, read_file
 from vqtok.dataset.items import Item, parse_item
+from vqtok.dataset.ledger import Ties, read_ties
 from vqtok.errors import InputError, IntegrityError, OutputError, ReproducibilityError, VqtokError, escape
 from vqtok.store import read_token_file, remove_stale_temporaries, token_codec
 from vqtok.store.commit import Data, Verify, as_buffers, commit, compare, output_errors
@@ -27,7 +29,7 @@ from vqtok.store.lock import locked
 from vqtok.types import Tokens
 
 MANIFEST, INDEX, LOCK = "manifest.json", "index.json", "LOCK"
-FOLDERS = ("plan", "shards", "failures", "rows")
+FOLDERS = ("plan", "shards", "failures", "rows", "ties")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,12 +41,14 @@ class Shard:
         source_sha256: uint8 [n, 32] of the rows, or None.
         failures: of the images that are not in it.
         rows: JSON of each row beside its tokens; empty when there is nothing to say.
+        ties: which tokens are near ties; None when nobody looked.
     """
 
     tokens: Tokens
     source_sha256: npt.NDArray[np.uint8] | None
     failures: Sequence[Failure]
     rows: Sequence[dict[str, object]]
+    ties: Ties | None = None
 
 
 class RunFolder:
@@ -69,7 +73,7 @@ class RunFolder:
         return self.path / "shards" / f"{number:05d}.json"
 
     def lines(self, kind: str, number: int) -> Path:
-        """Return the file of a shard among ``plan``, ``failures`` or ``rows``."""
+        """Return the file of a shard among ``plan``, ``failures``, ``rows`` or ``ties``."""
         return self.path / kind / f"{number:05d}.jsonl"
 
     # Reading ---------------------------------------------------------------------------------------------------------
@@ -129,6 +133,10 @@ class RunFolder:
         """Return a file of a shard by its name in the record."""
         return self.shard(number) if kind == "vqt" else self.lines(kind, number)
 
+    def ties(self, number: int) -> Ties | None:
+        """Return which tokens of a shard are near ties; None when nobody looked."""
+        return read_ties(self.lines("ties", number))
+
     def read(self, kind: str, number: int) -> list[dict[str, object]]:
         """Return the lines of a shard's ``failures`` or ``rows``; none when there is no such file."""
         path = self.lines(kind, number)
@@ -180,7 +188,8 @@ class RunFolder:
         pieces = token_codec.pack(shard.tokens, shard.source_sha256)
         files = {"vqt": _part(pieces)}
         failures = _lines([failure.record() for failure in shard.failures])
-        for kind, data in (("failures", failures), ("rows", _lines(shard.rows))):
+        ties = _lines(shard.ties.rows(shard.tokens.keys)) if shard.ties else b""
+        for kind, data in (("failures", failures), ("rows", _lines(shard.rows)), ("ties", ties)):
             path = self.lines(kind, number)
             if data:
                 files[kind] = _part([data])

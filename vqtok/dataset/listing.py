@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from vqtok.dataset import remote
 from vqtok.dataset.items import Item
 from vqtok.dataset.tables import Columns, is_saved_dataset, list_table, notes, saved_dataset_files
 from vqtok.dataset.tars import IMAGE_SUFFIXES, list_tar
@@ -22,6 +23,7 @@ from vqtok.errors import ConfigError, InputError
 from vqtok.store.token_keys import path_key
 
 _LISTS = {".txt", ".csv", ".jsonl"}
+CONTAINERS = _LISTS | {".tar", ".parquet", ".arrow"}
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _PATH_COLUMNS = ("path", "image", "file", "file_name", "filename")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -34,7 +36,7 @@ def list_items(arguments: Sequence[str], columns: Columns | None = None) -> Iter
 
     Args:
         arguments: folders, patterns, image files, ``.txt``/``.csv``/``.jsonl`` lists, tars (``x-{00..17}.tar``),
-            parquet files, datasets saved to disk.
+            parquet files, datasets saved to disk; all but the last two also in object stores (``s3://...``).
         columns: how to read lists and tables.
 
     Raises:
@@ -68,6 +70,8 @@ def unique(items: Iterable[Item]) -> Iterator[Item]:
 
 def _stream(argument: str, columns: Columns, *, alone: bool) -> Iterator[Item]:
     """Return the sorted items of one argument; what it names must be there when this is called."""
+    if remote.is_remote(argument):
+        return _addresses(argument, columns, alone)
     if os.path.isdir(argument):
         if is_saved_dataset(argument):
             tables = [list_table(path, columns) for path in saved_dataset_files(argument)]
@@ -83,6 +87,19 @@ def _stream(argument: str, columns: Columns, *, alone: bool) -> Iterator[Item]:
     return _file(argument, columns)
 
 
+def _addresses(url: str, columns: Columns, alone: bool) -> Iterator[Item]:
+    """Return the items of addresses; images of a folder are named relative to it when it is the only argument."""
+    if _BRACES.search(url):
+        return heapq.merge(*(_file(path, columns) for path in expand_braces(url)), key=lambda x: x.key.encode())
+    found = remote.list_addresses(url, frozenset(IMAGE_SUFFIXES))
+    if found is None:
+        return _file(url, columns)
+    if glob.has_magic(url):
+        return heapq.merge(*(_file(path, columns) for path in found), key=lambda item: item.key.encode())
+    names = remote.relative(found, url) if alone else ((path, path) for path in found)
+    return iter(sorted((Item(path_key(name), path) for name, path in names), key=lambda item: item.key.encode()))
+
+
 def _file(path: str, columns: Columns) -> Iterator[Item]:
     suffix = os.path.splitext(path)[1].lower()
     if path.lower().endswith(_COMPRESSED):
@@ -90,15 +107,21 @@ def _file(path: str, columns: Columns) -> Iterator[Item]:
     if suffix == ".tar":
         return iter(list_tar(path))
     if suffix in (".parquet", ".arrow"):
+        if remote.is_remote(path):
+            raise ConfigError(f"{path!r}: expected a local table: tables in object stores are not read, fetch it")
         return list_table(path, columns)
     if suffix in _LISTS:
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise InputError(f"{path!r}: expected a list of images, got: {error.strerror}: check the path") from None
+        data = remote.read_list(path) if remote.is_remote(path) else _list_bytes(path)
         return iter(sorted(parse_list(data, suffix, columns, path), key=lambda item: item.key.encode()))
     return iter([Item(path_key(path), path)])
+
+
+def _list_bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise InputError(f"{path!r}: expected a list of images, got: {error.strerror}: check the path") from None
 
 
 def parse_list(data: bytes, suffix: str, columns: Columns, name: str) -> list[Item]:
@@ -119,7 +142,10 @@ def parse_list(data: bytes, suffix: str, columns: Columns, name: str) -> list[It
         if not isinstance(path, str) or not path:
             raise InputError(f"{name!r}: expected a column of paths, got {', '.join(map(str, row))[:200]}: --image-col")
         key = str(row[columns.key]) if columns.key and columns.key in row else path
-        items.append(Item(path_key(key), os.path.join(columns.root, path), about=notes(columns, row)))
+        place = path if remote.is_remote(path) else os.path.join(columns.root, path)
+        if remote.is_remote(place):
+            remote.file_system(place)  # what is not installed is said before a run begins
+        items.append(Item(path_key(key), place, about=notes(columns, row)))
     if not items:
         raise InputError(f"{name!r}: expected paths of images, found none in this list")
     return items

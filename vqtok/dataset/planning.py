@@ -157,7 +157,7 @@ def _forget(folder: RunFolder) -> None:
     with output_errors(folder.path):
         for path in (folder.path / MANIFEST, folder.path / "index.json"):
             path.unlink(missing_ok=True)
-        for name in ("shards", "failures", "rows", "plan"):
+        for name in ("shards", "failures", "rows", "ties", "plan"):
             for path in (folder.path / name).iterdir():
                 if path.suffix in (".vqt", ".json", ".jsonl"):
                     path.unlink()

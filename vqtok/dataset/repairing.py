@@ -15,6 +15,7 @@ from vqtok.dataset.documents import Manifest, Record, read_file
 from vqtok.dataset.engine import Encode
 from vqtok.dataset.folder import MANIFEST, RunFolder, Shard
 from vqtok.dataset.items import Item
+from vqtok.dataset.ledger import joined
 from vqtok.dataset.pool import Outcome
 from vqtok.errors import ConfigError, IntegrityError, MismatchError
 from vqtok.store import read_token_file
@@ -48,7 +49,7 @@ def retry_failed(folder: RunFolder, manifest: Manifest, number: int, decode: Dec
     before = {str(row["key"]) for row in folder.read("failures", number)}
     again = encode(decode([item for item in items if item.key in before]))
     content = read_token_file(folder.shard(number))
-    kept = Shard(content.tokens, content.source_sha256, [], folder.read("rows", number))
+    kept = Shard(content.tokens, content.source_sha256, [], folder.read("rows", number), folder.ties(number))
     shard = join_shards([kept, again], items)
     if len(again.failures) == len(before):
         return _recorded(folder, manifest, number)
@@ -77,6 +78,7 @@ def join_shards(parts: Sequence[Shard], items: Sequence[Item]) -> Shard:
         source_sha256=np.concatenate(sources)[places] if sources else None,
         failures=[failures[item.key] for item in items if item.key in failures],
         rows=rows if any(len(row) > 1 for row in rows) else [],
+        ties=joined([part.ties for part in parts]),
     )
 
 

@@ -10,8 +10,10 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import PurePosixPath
 
+from vqtok.dataset import remote
 from vqtok.dataset.items import Item
 from vqtok.errors import ImageError, InputError
 from vqtok.images.files import Limits, check_bytes
@@ -32,7 +34,8 @@ def list_tar(path: str) -> list[Item]:
     notes: dict[str, dict[str, object]] = {}
     archive = path_key(path)
     try:
-        with tarfile.open(path, "r:") as tar:
+        source = remote.open_address(path) if remote.is_remote(path) else None
+        with source or nullcontext(), tarfile.open(path, "r:", fileobj=source) as tar:
             for member in _members(tar, archive, found):
                 suffix = PurePosixPath(member.name).suffix.lower()
                 if suffix in IMAGE_SUFFIXES:
@@ -105,6 +108,8 @@ def read_member(item: Item, limits: Limits) -> bytes:
         ImageError: ``missing``, ``unreadable``, ``too_large``, or ``truncated`` when the archive ends before.
     """
     check_bytes(item.size, limits)
+    if remote.is_remote(item.path):
+        return remote.read_address(item.path, limits, item.offset, item.size)
     try:
         with open(item.path, "rb", buffering=0) as file:
             parts, at = [], item.offset
