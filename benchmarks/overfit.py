@@ -29,6 +29,7 @@ from vqtok.training.schedules import cosine_ramp
 
 PHOTO = Path(__file__).parents[1] / "examples/photo.jpg"
 SIDE = 64
+GOALS = {1: 35, 64: 27}  # dB of one image, and of 64 crops
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,19 +161,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("presets", nargs="*", help="run these alone")
     parser.add_argument("--photos", type=Path, default=PHOTO, help="folder of photographs, or one of them")
+    parser.add_argument("--images", type=int, choices=[*GOALS], help="run the trials of so many alone")
     parser.add_argument("--json", type=Path, help="write the curves")
     parser.add_argument("--plot", type=Path, help="draw the curves")
     options = parser.parse_args()
     chosen = [trial for trial in TRIALS if not options.presets or trial.preset in options.presets]
     results = json.loads(options.json.read_text()) if options.json and options.json.exists() else {}
     for trial in chosen:
-        for count, steps in zip((1, 64), trial.steps, strict=True):
+        for count, steps in zip(GOALS, trial.steps, strict=True):
+            if options.images not in (None, count):
+                continue
             curve = run(trial, crops(options.photos, count), steps)
             results.setdefault(trial.preset, {})[str(count)] = curve
-            last = curve[-1]
+            last, there = curve[-1], [point for point in curve if point["psnr"] >= GOALS[count]]
             print(
                 f"{trial.preset:18} {count:2} images: {last['psnr']:.2f} dB after {last['seconds']:.0f} s, "
-                f"{last['step']:.0f} steps, {last['codes']:.0f} codes",
+                f"{last['step']:.0f} steps, {last['codes']:.0f} codes; {GOALS[count]} dB "
+                + (f"after {there[0]['seconds']:.0f} s" if there else "not reached"),
                 flush=True,
             )
             if options.json:
@@ -189,11 +194,12 @@ def draw(results: Mapping[str, Mapping[str, list[dict[str, float]]]], target: Pa
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2)
-    for panel, (count, goal) in zip(axes, (("1", 35), ("64", 27)), strict=True):
+    for panel, (count, goal) in zip(axes, GOALS.items(), strict=True):
         for preset, curves in results.items():
-            panel.plot([p["step"] for p in curves[count]], [p["psnr"] for p in curves[count]], label=preset)
+            curve = curves[str(count)]
+            panel.plot([p["step"] for p in curve], [p["psnr"] for p in curve], label=preset)
         panel.axhline(goal, color="0.6", linestyle=":", linewidth=1)
-        panel.set_title("one image" if count == "1" else "64 crops of 64 photographs", loc="left")
+        panel.set_title("one image" if count == 1 else "64 crops of 64 photographs", loc="left")
         panel.set_xlabel("steps")
         panel.set_ylabel("PSNR of what the tokens give back, dB")
         panel.spines[["top", "right"]].set_visible(False)
