@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vqtok import Tokenizer
+from vqtok import EmaQuantizer, Tokenizer
 from vqtok.losses import Objective, l1, l2
-from vqtok.quantizers import EmaQuantizer
 from vqtok.training.loop import launch, start_tokenizer
 from vqtok.training.recipe import Recipe, read_recipe
 from vqtok.training.schedules import value_at

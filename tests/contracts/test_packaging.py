@@ -85,6 +85,8 @@ def test_the_wheel_holds_every_package_and_file(with_compiler):
     wanted |= {p.relative_to(ROOT) for p in (ROOT / "vqtok/assets").rglob("*") if p.is_file() and p.suffix != ".pyc"}
     wanted |= {Path("vqtok") / p.relative_to(ROOT) for p in (ROOT / "kernels").rglob("*.py")}
     wanted |= {Path("vqtok") / p.relative_to(ROOT) for p in (ROOT / "benchmarks").glob("*.py")}
+    recipes = [p for p in (ROOT / "examples/recipes").iterdir() if p.is_file()]
+    wanted |= {Path("vqtok/recipes") / p.name for p in recipes}
     wanted |= {Path("vqtok/py.typed"), Path("vqtok/_native/libvqtok_cpu.so")}
     assert packed == wanted
     assert "-py3-none-" in file.name

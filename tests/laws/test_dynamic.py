@@ -11,9 +11,8 @@ from vqtok.images import PreprocessSpec
 from vqtok.losses import cosine_feature_loss, keep_ratio_loss
 from vqtok.networks import EvaVit, FeatureDecoder, Merger, PatchTokens, Selector, SmallDecoder, VitDecoder
 from vqtok.networks.policy import policy_attend
-from vqtok.networks.selection import carry, image_noise, keep_likely, keep_most_likely
+from vqtok.networks.selection import carry, gumbel, image_noise, keep_likely, keep_most_likely
 from vqtok.networks.transformer import Mlp, attend
-from vqtok.ops.noise import gumbel
 from vqtok.types import TokenRuns
 
 SIZES = {"width": 32, "depth": 2, "heads": 2, "mlp_width": 64}

@@ -317,7 +317,7 @@ def test_the_recipe_takes_what_remedies_name(change):
     recipes = pytest.importorskip("vqtok.training.recipe")
     recipe = {
         "model": {"preset": "vqvae-tiny"},
-        "data": {"train": [{"path": "photos"}]},
+        "data": {"train": [{"path": "photos"}], "validate_on": ["held-out"]},
         "stages": [{"steps": 100, "images": 8, "size": 64}],
         "losses": {"l2": 1.0, "commitment": 0.1},
         "optimizer": {"learning_rate": 1e-3},

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from vqtok.errors import ConfigError
-from vqtok.ops.noise import gumbel
 
 SelectionKind: TypeAlias = Literal["threshold", "topk", "gumbel"]
 
@@ -107,6 +106,12 @@ def image_noise(pixels: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
         key = int.from_bytes(hashlib.sha256(content).digest()[:8], "little") >> 1
         rows.append(torch.rand(shape, generator=torch.Generator().manual_seed(key), dtype=torch.float32))
     return gumbel(torch.stack(rows)).to(pixels.device)
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Return the Gumbel noise of uniform numbers in [0, 1)."""
+    # Exponential numbers first: -log(1 - u) is never infinite, and kept away from zero.
+    return -(-torch.log1p(-uniform)).clamp_min(torch.finfo(uniform.dtype).tiny).log()
 
 
 def _lead(scores: Tensor) -> Tensor:

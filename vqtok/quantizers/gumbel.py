@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from vqtok import ops
 from vqtok.errors import ConfigError
-from vqtok.ops.noise import gumbel
 from vqtok.quantizers.base import Quantizer, check_latents, check_positive, check_space, full_precision
 from vqtok.types import Quantized
 
@@ -85,7 +84,7 @@ class GumbelQuantizer(Quantizer):
         """Quantize latents [..., latent_dim]; loss ``kl``, of their distributions from the uniform one, in nats."""
         check_latents(latents, self.latent_dim)
         logits = self._logits(latents)
-        noisy = logits + gumbel(torch.rand_like(logits)) if self.training else logits
+        noisy = logits + _gumbel_noise(logits) if self.training else logits
         codes = _first_greatest(noisy.detach()) if self.training else self.encode(latents)
         mixture = (noisy / self.temperature).softmax(dim=-1)
         if self.hard or not self.training:
@@ -132,6 +131,11 @@ class _Select(torch.autograd.Function):
             to_mixture = gradients[0].to(ctx.dtype) @ codebook.mT.to(ctx.dtype)
         sums = ops.code_statistics(gradients[0], codes, codebook.shape[0])[1]
         return to_mixture, sums.to(codebook.dtype), None
+
+
+def _gumbel_noise(logits: Tensor) -> Tensor:
+    """Return independent noise in the shape of logits; the least number keeps it finite."""
+    return torch.empty_like(logits).exponential_().clamp(min=torch.finfo(logits.dtype).tiny).log().neg()
 
 
 def _first_greatest(logits: Tensor) -> Tensor:
