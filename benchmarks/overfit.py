@@ -22,7 +22,7 @@ from torch import Tensor
 
 import vqtok
 from vqtok import images
-from vqtok.evaluation.metrics import psnr
+from vqtok.evaluation.metrics import mean_psnr
 from vqtok.losses import Objective, l2, logit_laplace
 from vqtok.training.passes import continuous
 from vqtok.training.schedules import cosine_ramp
@@ -151,7 +151,7 @@ def measure(tokenizer: vqtok.ImageTokenizer, photos: list[images.RGB]) -> dict[s
     back = [np.asarray(image) for image in tokenizer.detokenize(tokens)]
     tokenizer.train()
     return {
-        "psnr": float(np.mean([psnr(a, b) for a, b in zip(photos, back, strict=True)])),
+        "psnr": mean_psnr(photos, back),
         "codes": len(np.unique(tokens.ids)),
     }
 

@@ -139,9 +139,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             "vqvae-tiny with a shared codebook of four levels, as Lee et al. 2022",
         ),
         "dvae-f8-8192": Preset(
-            _statistics(
-                _DVAE, GumbelQuantizerSection(latent_dim=8192, vocab_size=8192, dim=128, projection=False), _DVAE
-            ),
+            _statistics(_DVAE, _DVAE_CODES, _DVAE),
             "Ramesh et al. 2021, appendix A; openai/DALL-E",
         ),
         "dvae-tiny": Preset(

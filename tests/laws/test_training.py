@@ -14,7 +14,7 @@ from PIL import Image
 
 import vqtok
 from vqtok.errors import ConfigError, MismatchError, OutputError
-from vqtok.evaluation.metrics import psnr
+from vqtok.evaluation.metrics import mean_psnr, psnr
 from vqtok.training import Recipe
 from vqtok.training import loop as loops
 from vqtok.training.recipe import read_recipe, recipe_text
@@ -312,3 +312,9 @@ def test_a_finished_run_is_left_as_it_is(photos, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert vqtok.train(mapping(photos), tmp_path / "run") == model
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_validation_image_that_loses_nothing_does_not_hide_the_others():
+    blank, photo = np.zeros((8, 8, 3), np.uint8), np.asarray(Image.open(PHOTO).crop((0, 0, 8, 8)))
+    assert mean_psnr([blank, photo], [blank, blank]) == psnr(photo, blank)
+    assert mean_psnr([blank], [blank]) == float("inf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,6 +26,20 @@ def psnr(a: RGB, b: RGB) -> float:
     """
     error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def mean_psnr(originals: Sequence[RGB], backs: Sequence[RGB]) -> float:
+    """Return the mean PSNR in dB of images that lost something; infinity where none did.
+
+    A blank image that comes back as it was would make the mean infinite, and hide all others.
+
+    >>> blank, grey = np.zeros((2, 2, 3), np.uint8), np.full((2, 2, 3), 16, np.uint8)
+    >>> round(mean_psnr([blank, blank], [blank, grey]), 3)
+    24.048
+    """
+    values = [psnr(a, b) for a, b in zip(originals, backs, strict=True)]
+    lossy = [value for value in values if math.isfinite(value)]
+    return float(np.mean(lossy)) if lossy else math.inf
 
 
 def bits_per_pixel(tokens: Tokens) -> float:

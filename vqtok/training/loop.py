@@ -21,7 +21,7 @@ from torch import nn
 from vqtok import images
 from vqtok.dynamic import DynamicTokenizer
 from vqtok.errors import ConfigError, InputError, MismatchError
-from vqtok.evaluation.metrics import psnr
+from vqtok.evaluation.metrics import codebook_usage, mean_psnr
 from vqtok.image_tokenizer import ImageTokenizer
 from vqtok.loading import build, load
 from vqtok.quantizers import EmaQuantizer
@@ -200,8 +200,8 @@ class Run:
             row["discriminator"] = game.means()
         if self.failures:
             row["failures"] = self.failures
-        state.tally = type(tally)(len(tally.histogram), tally.histogram.device)
-        state.game = type(game)(0, game.histogram.device)
+        state.tally.clear()
+        state.game.clear()
         return row
 
     def check_finite(self) -> None:
@@ -218,10 +218,10 @@ class Run:
             tokens, back = reconstruct(tokenizer, photos)
             row: dict[str, Any] = {"event": "validate", "step": state.step}
             if back:
-                row["psnr"] = float(np.mean([psnr(a, b) for a, b in zip(photos, back, strict=True)]))
+                row["psnr"] = mean_psnr(photos, back)
             found = row.get("psnr", -math.inf)
             best = found > state.best or self.recipe.best == "last" or not back
-            row |= {"usage": len(np.unique(tokens.ids)) / tokens.vocab_size, "best": best}
+            row |= {"usage": codebook_usage(tokens), "best": best}
             if best:
                 state.best, state.best_step = found, state.step
                 tokenizer.save(self.folder.model, overwrite=True)

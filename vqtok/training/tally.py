@@ -26,9 +26,14 @@ class Tally:
     """
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self.histogram = torch.zeros(vocab_size, dtype=torch.int64, device=device)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, as for the next row."""
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.histogram = torch.zeros(vocab_size, dtype=torch.int64, device=device)
+        self.histogram = torch.zeros_like(self.histogram)
 
     def add(self, values: Mapping[str, Tensor], codes: Tensor | None = None) -> None:
         """Add scalars by name, and the codes of a batch."""
